@@ -1,0 +1,126 @@
+"""A dataset by its hub id: local mirror, else the hub at a pinned revision; says which it used.
+
+The mirror (``LLM2VEC_DATA``) is a folder of parquet laid out by hub id, ``MANIFEST.csv`` beside it
+giving the status of every file (``exact``, ``reconstructed``, ``substitute``, ...). Parquet files
+are read directly: the cache of the ``datasets`` library would go on serving an old copy of a file
+that was replaced in place.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from llm2vec import paths
+from llm2vec.errors import DataError
+from llm2vec.registry import MIRROR_NAMES, UNPINNED
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a dataset came from: mirror, hub or asset; ``status`` as in the manifest."""
+
+    id: str
+    revision: str
+    source: str
+    status: str
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+# Hub revisions of the datasets that are not mteb tasks (those carry theirs in the task table).
+HUB_REVISIONS: dict[str, str] = {
+    "eriktks/conll2003": UNPINNED,
+    "Salesforce/wikitext": UNPINNED,
+    "princeton-nlp/datasets-for-simcse": UNPINNED,
+}
+
+
+@functools.lru_cache(maxsize=8)
+def _manifest(root: Path, _changed: float) -> pd.DataFrame:
+    return pd.read_csv(root / "MANIFEST.csv", dtype=str, keep_default_na=False)
+
+
+def mirror_status(root: Path, file: Path) -> str:
+    """Status of a mirror file by the manifest, 'unverified' where that says nothing."""
+    manifest = root / "MANIFEST.csv"
+    if not manifest.exists():
+        return "unverified"
+    try:
+        table = _manifest(root, manifest.stat().st_mtime)
+        paths_ = table["dataset"] + "/" + table["file"]
+        rows = table.loc[paths_ == file.relative_to(root).as_posix(), "status"]
+    except (KeyError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise DataError(f"{manifest}: not a readable manifest ({error})") from error
+    return rows.iloc[0] if len(rows) else "unverified"
+
+
+def mirror_folder(dataset_id: str) -> Path | None:
+    """Folder of a dataset in the mirror, or None when the mirror does not have it."""
+    root = paths.mirror_dir()
+    if root is None:
+        return None
+    if not root.is_dir():
+        raise DataError(
+            f"LLM2VEC_DATA names {root}, which is not a folder. Point it to a mirror of parquet "
+            "files laid out by hub id, or unset it to use the hub."
+        )
+    folder = root / MIRROR_NAMES.get(dataset_id, dataset_id)
+    return folder if folder.is_dir() else None
+
+
+def read_parquet(file: Path, columns: tuple[str, ...] = ()) -> pd.DataFrame:
+    """One parquet file; :class:`DataError` names the file and what is wrong with it."""
+    try:
+        table = pd.read_parquet(file)
+    except Exception as error:
+        raise DataError(f"{file}: not a readable parquet file ({error})") from error
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise DataError(
+            f"{file}: lacks column {', '.join(missing)}; "
+            f"it has {', '.join(map(str, table.columns))}"
+        )
+    return table
+
+
+def load_split(
+    dataset_id: str, split: str, subset: str = "default", columns: tuple[str, ...] = ()
+) -> tuple[pd.DataFrame, Source]:
+    """One split of a dataset as a table, and where it came from.
+
+    Raises :class:`DataError` when neither mirror nor hub has it, naming the ways to provide it.
+    """
+    folder = mirror_folder(dataset_id)
+    if folder is not None:
+        root = paths.mirror_dir()
+        names = (f"{split}.parquet",) if subset == "default" else (f"{subset}/{split}.parquet",)
+        for file in (folder / name for name in names):
+            if file.exists():
+                source = Source(dataset_id, "mirror", "mirror", mirror_status(root, file))
+                return read_parquet(file, columns), source
+    return _from_hub(dataset_id, split, subset)
+
+
+def _from_hub(dataset_id: str, split: str, subset: str) -> tuple[pd.DataFrame, Source]:
+    revision = HUB_REVISIONS.get(dataset_id, UNPINNED)
+    try:
+        from datasets import load_dataset
+
+        loaded = load_dataset(
+            dataset_id,
+            None if subset == "default" else subset,
+            split=split,
+            revision=None if revision == UNPINNED else revision,
+        )
+    except Exception as error:
+        raise DataError(
+            f"the dataset {dataset_id} ({subset}, {split}) is neither in a local mirror nor to be "
+            f"had from the hub ({type(error).__name__}: {str(error).splitlines()[0][:200]}). Set "
+            "LLM2VEC_DATA to a mirror that has it, or run where the hub can be reached."
+        ) from error
+    return loaded.to_pandas(), Source(dataset_id, revision, "hub", "exact")

@@ -1,0 +1,284 @@
+"""``LLM2Vec``: backbone + adapters + pooling; ``encode`` texts to vectors (paper 2, 3.2).
+
+    from llm2vec import LLM2Vec
+    encoder = LLM2Vec.from_pretrained("smollm2-135m", pooling_mode="mean")
+    encoder.encode(["a text", ["an instruction:", "another text"]])     # float32 (2, 576)
+
+Deviations on purpose from the published code: one forward pass gives every pooling that shares
+it, batches are formed by token count, identical texts run once, padding is on the right, and BOS
+is never pooled. Encoder baselines keep their own pooling and ignore instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llm2vec import prompts
+from llm2vec.attention import set_attention
+from llm2vec.batching import MAX_TOKENS, Batch, TokenCounter, iterate
+from llm2vec.loading import (
+    adapter_folders,
+    adapter_hash,
+    load_backbone,
+    merge_adapter,
+    published_adapters,
+    resolve_model,
+)
+from llm2vec.pooling import last_pool, mean_pool, weighted_mean_pool
+from llm2vec.registry import POOLINGS, VARIANTS, Model, Variant, get_model, get_pooling, get_variant
+
+OWN = "none"  # the pooling axis of encoder baselines
+Pair = tuple[str, str]
+
+
+class LLM2Vec:
+    """A text encoder made of a backbone whose attention and adapters are already set.
+
+    Use :meth:`from_pretrained` or :func:`load_encoder`. ``counter`` counts the tokens that went
+    through the backbone, ``adapters`` holds the sha256 of each merged adapter.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        model: Model,
+        variant: Variant,
+        pooling_mode: str = "mean",
+        max_length: int | None = None,
+        adapters: tuple[str, ...] = (),
+    ) -> None:
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.model = model
+        self.variant = variant
+        self.pooling = OWN if variant.attention == "own" else get_pooling(pooling_mode)
+        self.max_length = max_length or model.max_length
+        self.max_tokens = MAX_TOKENS
+        self.adapters = adapters
+        self.counter = TokenCounter(backbone)
+
+    # ----------------------------------------------------------------- loading
+    @classmethod
+    def from_pretrained(
+        cls,
+        base_model_name_or_path: str | Path,
+        peft_model_name_or_path: str | Path | None = None,
+        *,
+        pooling_mode: str = "mean",
+        enable_bidirectional: bool = True,
+        max_length: int | None = None,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+    ) -> LLM2Vec:
+        """Encoder from a registry name, a hub id or a folder, with at most one adapter folder.
+
+        Raises :class:`~llm2vec.errors.LLM2VecError` for unknown names, weights that cannot be
+        had, an adapter that does not fit, or a backbone whose attention cannot be switched.
+        """
+        model = resolve_model(base_model_name_or_path)
+        get_pooling(pooling_mode)
+        backbone, tokenizer = load_backbone(base_model_name_or_path, dtype=dtype, device=device)
+        name = "encoder" if model.kind == "encoder" else "bi" if enable_bidirectional else "uni"
+        adapters: tuple[str, ...] = ()
+        if model.kind == "decoder":
+            set_attention(backbone, enable_bidirectional)
+        if peft_model_name_or_path is not None:
+            folder = Path(peft_model_name_or_path)
+            backbone = merge_adapter(backbone, folder)
+            adapters = (adapter_hash(folder),)
+        return cls(
+            backbone,
+            tokenizer,
+            model=model,
+            variant=VARIANTS[name],
+            pooling_mode=pooling_mode,
+            max_length=max_length,
+            adapters=adapters,
+        )
+
+    # ----------------------------------------------------------------- properties
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.backbone.dtype
+
+    @property
+    def attention_implementation(self) -> str:
+        return str(self.backbone.config._attn_implementation)
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of a vector."""
+        return int(self.backbone.config.get_text_config().hidden_size)
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """Poolings that this encoder can give."""
+        return (OWN,) if self.variant.attention == "own" else POOLINGS
+
+    # ----------------------------------------------------------------- encoding
+    def encode(
+        self,
+        sentences: str | Iterable[str | Sequence[str]],
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+    ) -> np.ndarray:
+        """Vectors (n, hidden) float32 of texts or [instruction, text] pairs, in their order.
+
+        A single string gives one vector (hidden,). ``batch_size`` caps the texts of a batch; the
+        size is set by token count anyway. Raises TypeError for anything that is no text.
+        """
+        if isinstance(sentences, str):
+            return self.encode([sentences], batch_size, show_progress_bar)[0]
+        pairs = [_as_pair(item, index) for index, item in enumerate(sentences)]
+        vectors = self.encode_poolings(pairs, (self.pooling,), batch_size, show_progress_bar)
+        return vectors[self.pooling]
+
+    def encode_poolings(
+        self,
+        pairs: Sequence[Pair],
+        poolings: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+    ) -> dict[str, np.ndarray]:
+        """Vectors (n, hidden) float32 of (instruction, text) pairs for several poolings at once.
+
+        ``mean`` and ``weighted_mean`` share a forward pass. ``eos`` needs an EOS token at the
+        end; under causal attention no other state feels it, so it shares that pass as well.
+        """
+        wanted = tuple(poolings or self.poolings)
+        unique = list(dict.fromkeys(pairs))
+        row_of = {pair: row for row, pair in enumerate(unique)}
+        rows = [row_of[pair] for pair in pairs]
+        out: dict[str, np.ndarray] = {}
+        for group, append_eos in self._passes(wanted):
+            vectors = self._run(unique, group, append_eos, batch_size, show_progress_bar)
+            out |= {pooling: values[rows] for pooling, values in vectors.items()}
+        return out
+
+    def _passes(self, poolings: tuple[str, ...]) -> list[tuple[tuple[str, ...], bool]]:
+        """Groups of poolings that share a forward pass, and whether EOS is appended in it."""
+        if "eos" not in poolings or poolings == ("eos",):
+            return [(poolings, "eos" in poolings)]
+        if self.variant.attention == "causal":
+            return [(poolings, True)]
+        return [(tuple(p for p in poolings if p != "eos"), False), (("eos",), True)]
+
+    def _run(
+        self,
+        pairs: Sequence[Pair],
+        poolings: tuple[str, ...],
+        append_eos: bool,
+        batch_size: int | None,
+        show_progress_bar: bool,
+    ) -> dict[str, np.ndarray]:
+        out = {p: np.zeros((len(pairs), self.embedding_size), np.float32) for p in poolings}
+        if not pairs:
+            return out
+        tokens = self.tokenize(pairs, append_eos)
+        with tqdm(total=len(pairs), unit=" texts", disable=not show_progress_bar) as bar:
+            for batch in iterate(
+                self.backbone,
+                [t.ids for t in tokens],
+                self.tokenizer.pad_token_id,
+                self.max_tokens,
+                max_rows=batch_size,
+                progress=bar.update,
+            ):
+                span = _span(tokens, batch)
+                for pooling in poolings:
+                    out[pooling][batch.indices] = self._pool(batch, span, pooling).cpu().numpy()
+        return out
+
+    def _pool(self, batch: Batch, span: torch.Tensor, pooling: str) -> torch.Tensor:
+        if pooling == "eos":
+            return last_pool(batch.hidden, batch.mask)
+        if pooling == "mean":
+            return mean_pool(batch.hidden, span)
+        if pooling == "weighted_mean":
+            return weighted_mean_pool(batch.hidden, span)
+        own = self.model.own_pooling
+        pooled = batch.hidden[:, 0].float() if own == "cls" else mean_pool(batch.hidden, batch.mask)
+        return torch.nn.functional.normalize(pooled, dim=1) if self.model.normalize else pooled
+
+    def tokenize(self, pairs: Sequence[Pair], append_eos: bool = False) -> list[prompts.Tokens]:
+        """Ids and pooled span of each (instruction, text) pair, truncated as the paper does."""
+        if self.variant.attention == "own":
+            built = [prompts.build_prompt("", text) for _, text in pairs]
+        else:
+            texts = prompts.shorten([text for _, text in pairs], self.tokenizer)
+            built = [
+                prompts.build_prompt(instruction, text, self.model, self.variant.echo)
+                for (instruction, _), text in zip(pairs, texts, strict=True)
+            ]
+        return prompts.tokenize(built, self.tokenizer, self.max_length, append_eos)
+
+
+def _span(tokens: Sequence[prompts.Tokens], batch: Batch) -> torch.Tensor:
+    span = torch.zeros_like(batch.mask)
+    for row, index in enumerate(batch.indices):
+        marks = tokens[index].span
+        span[row, : len(marks)] = torch.as_tensor(marks, device=span.device)
+    return span
+
+
+def _as_pair(item: Any, index: int) -> Pair:
+    """(instruction, text) of one input; lone surrogates become U+FFFD."""
+    parts = ("", item) if isinstance(item, str) else item
+    if (
+        not isinstance(parts, (list, tuple))
+        or len(parts) != 2
+        or not all(isinstance(part, str) for part in parts)
+    ):
+        raise TypeError(
+            f"item {index} is {type(item).__name__}: give a text (str) or a pair "
+            "[instruction, text] of two strings"
+        )
+    instruction, text = (
+        p.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for p in parts
+    )
+    return instruction.strip(), text
+
+
+def load_encoder(
+    model_name: str,
+    variant_name: str,
+    *,
+    pooling: str = "mean",
+    adapters: str = "own",
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> LLM2Vec:
+    """Encoder of a registry model and variant: backbone, then attention, then adapters.
+
+    ``adapters``: ``own`` (trained here or shipped) or ``published`` (the authors', from the hub).
+    Raises :class:`~llm2vec.errors.AdapterError` naming the command that makes a missing adapter.
+    """
+    model, variant = get_model(model_name), get_variant(variant_name)
+    find = published_adapters if adapters == "published" else adapter_folders
+    folders = find(model, variant)
+    backbone, tokenizer = load_backbone(model_name, dtype=dtype, device=device)
+    if variant.attention != "own":
+        set_attention(backbone, variant.attention == "bidirectional")
+    for folder in folders:
+        backbone = merge_adapter(backbone, folder, model.name)
+    return LLM2Vec(
+        backbone,
+        tokenizer,
+        model=model,
+        variant=variant,
+        pooling_mode=pooling,
+        adapters=tuple(adapter_hash(folder) for folder in folders),
+    )

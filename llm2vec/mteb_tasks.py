@@ -1,0 +1,266 @@
+"""The adapter between :class:`~llm2vec.encoder.LLM2Vec` and mteb, and tasks from a local mirror.
+
+mteb scores, we encode: its own paths would double document titles, share one cache entry between
+all local models, put instructions before documents in reranking, give CQADupstack no instruction
+and average over poolings. So tasks run with ``cache=None``, instructions come from the registry
+(paper Table 10), and one record is written per pooling. Superseded tasks are used all the same:
+scores of their successors are not comparable with the paper's.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import mteb
+import numpy as np
+import pandas as pd
+from mteb.abstasks import AbsTask, AbsTaskRetrieval
+from mteb.models import ModelMeta
+from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.model_meta import ScoringFunction
+from mteb.types import PromptType
+
+from llm2vec import paths
+from llm2vec.data import Source, mirror_folder, mirror_status, read_parquet
+from llm2vec.encoder import LLM2Vec, Pair
+from llm2vec.errors import DataError
+from llm2vec.prompts import format_instruction
+from llm2vec.registry import Task
+
+OFFLINE = "llm2vec/offline"
+
+
+class Vectors:
+    """Pooled vectors of one encoder: every pair runs once, all wanted poolings at once."""
+
+    def __init__(self, encoder: LLM2Vec, poolings: Sequence[str], progress: bool = False) -> None:
+        self.encoder = encoder
+        self.poolings = tuple(poolings)
+        self.progress = progress
+        self._rows: dict[Pair, int] = {}
+        self._store: dict[str, list[np.ndarray]] = {p: [] for p in self.poolings}
+
+    def get(self, pairs: Sequence[Pair], pooling: str) -> np.ndarray:
+        """Vectors (n, hidden) of the pairs, in order."""
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._rows]
+        if new:
+            made = self.encoder.encode_poolings(new, self.poolings, show_progress_bar=self.progress)
+            for pair in new:
+                self._rows[pair] = len(self._rows)
+            for name, values in made.items():
+                self._store[name].extend(values)
+        rows = self._store[pooling]
+        return np.stack([rows[self._rows[pair]] for pair in pairs])
+
+
+class MTEBEncoder(AbsEncoder):
+    """mteb's encoder protocol over :class:`Vectors` for one pooling and one task."""
+
+    def __init__(self, vectors: Vectors, pooling: str, task: Task) -> None:
+        self.vectors = vectors
+        self.pooling = pooling
+        self.instruction = format_instruction(task.instruction)
+        encoder = vectors.encoder
+        self.mteb_model_meta = ModelMeta.create_empty(
+            {
+                "name": f"llm2vec/{encoder.model.name}-{encoder.variant.name}",
+                "revision": "-".join(a[:12] for a in encoder.adapters) or "none",
+                "embed_dim": encoder.embedding_size,
+                "similarity_fn_name": ScoringFunction.COSINE,
+                "use_instructions": encoder.variant.attention != "own",
+                "modalities": ["text"],
+                "experiment_kwargs": {"pooling": pooling},
+            }
+        )
+
+    def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **_: Any) -> np.ndarray:
+        """Vectors (n, hidden) float32; documents of retrieval and reranking get no instruction."""
+        instruction = "" if prompt_type == PromptType.document else self.instruction
+        pairs = [(instruction, text) for batch in inputs for text in batch["text"]]
+        return self.vectors.get(pairs, self.pooling)
+
+
+# --------------------------------------------------------------------------- tasks
+def load_task(task: Task) -> tuple[AbsTask, Source]:
+    """mteb's task object with its data loaded: offline suite, mirror, else the hub."""
+    if task.dataset == OFFLINE:
+        from llm2vec.offline_suite import build_task
+
+        built = build_task(task.name)
+        built.load_data()
+        return built, Source(OFFLINE, built.metadata.dataset["revision"], "asset", "built")
+    loaded = mteb.get_task(task.name)
+    if task.subset != "default":
+        loaded.hf_subsets = [task.subset]
+    folder = mirror_folder(task.dataset)
+    if folder is not None:
+        return loaded, _load_from_mirror(loaded, task, folder)
+    try:
+        loaded.load_data()
+    except Exception as error:
+        raise DataError(
+            f"the data of {task.name} ({task.dataset}) are neither in a local mirror nor to be had "
+            f"from the hub ({type(error).__name__}). Set LLM2VEC_DATA to a mirror that has "
+            f"{task.dataset}, or run where the hub can be reached."
+        ) from error
+    return loaded, Source(task.dataset, task.revision, "hub", "exact")
+
+
+def _load_from_mirror(loaded: AbsTask, task: Task, folder: Path) -> Source:
+    """Fill the task from parquet files and name the weakest status among the files used."""
+    used: list[Path] = []
+    if isinstance(loaded, AbsTaskRetrieval):
+        loaded.dataset = {"default": {task.split: _retrieval_split(folder, task.split, used)}}
+    else:
+        base = folder if task.subset == "default" else folder / task.subset
+        splits = {}
+        for file in sorted(base.glob("*.parquet")):
+            splits[file.stem] = _dataset(read_parquet(file))
+            if file.stem in ("train", task.split):
+                used.append(file)
+        if task.split not in splits:
+            raise DataError(f"{base}: lacks the split '{task.split}' that {task.name} is scored on")
+        data = datasets.DatasetDict(splits)
+        loaded.dataset = data if task.subset == "default" else {task.subset: data}
+    loaded.dataset_transform()
+    loaded.data_loaded = True
+    root = paths.mirror_dir()
+    statuses = dict.fromkeys(mirror_status(root, file) for file in used)
+    statuses.pop("exact", None)
+    return Source(task.dataset, task.revision, "mirror", "; ".join(statuses) or "exact")
+
+
+def _dataset(frame: pd.DataFrame) -> datasets.Dataset:
+    return datasets.Dataset.from_pandas(frame, preserve_index=False)
+
+
+def _retrieval_split(folder: Path, split: str, used: list[Path]) -> dict[str, Any]:
+    """Corpus, queries with judgements, and judgements of one split, as mteb wants them."""
+    corpus_file = folder / "corpus" / "corpus.parquet"
+    queries_file = folder / "queries" / "queries.parquet"
+    qrels_file = folder / "qrels" / f"{split}.parquet"
+    used += [corpus_file, queries_file, qrels_file]
+    for file in used:
+        if not file.exists():
+            raise DataError(f"the mirror lacks {file}")
+    qrels = read_parquet(qrels_file, ("query-id", "corpus-id", "score"))
+    relevant: dict[str, dict[str, int]] = {}
+    for query, document, score in qrels[["query-id", "corpus-id", "score"]].itertuples(index=False):
+        relevant.setdefault(str(query), {})[str(document)] = int(score)
+    queries = read_parquet(queries_file)
+    queries = queries.rename(columns={"_id": "id"}).astype({"id": str})
+    queries = queries[queries["id"].isin(relevant)]
+    corpus = read_parquet(corpus_file).rename(columns={"_id": "id"}).astype({"id": str})
+    keep = [c for c in ("id", "title", "text") if c in corpus.columns]
+    top_ranked = None
+    top_file = folder / "top_ranked" / f"{split}.parquet"
+    if top_file.exists():
+        used.append(top_file)
+        ranked = read_parquet(top_file, ("query-id", "corpus-ids"))
+        top_ranked = {
+            str(q): [str(d) for d in docs]
+            for q, docs in ranked[["query-id", "corpus-ids"]].itertuples(index=False)
+        }
+    return {
+        "corpus": _dataset(corpus[keep]),
+        "queries": _dataset(queries[["id", "text"]]),
+        "relevant_docs": relevant,
+        "top_ranked": top_ranked,
+    }
+
+
+# --------------------------------------------------------------------------- evaluation
+@dataclass(frozen=True)
+class Evaluation:
+    """What one task and pooling gave. ``score`` in 0..1; cost covers all poolings of the pass."""
+
+    pooling: str
+    score: float
+    scores: dict[str, Any]
+    interval: tuple[float, float] | None
+    n: int
+    seconds: float
+    tokens: int
+    padding: int
+    seed: int
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Cost as records carry it; tokens are those that really went through the backbone."""
+        return {
+            "seconds": round(self.seconds, 3),
+            "tokens": self.tokens,
+            "padding_tokens": self.padding,
+            "tokens_per_second": round(self.tokens / self.seconds, 1),
+        }
+
+
+def evaluate_task(
+    encoder: LLM2Vec,
+    task: Task,
+    poolings: Sequence[str],
+    *,
+    progress: bool = False,
+    interval: Callable[..., tuple[float, float] | None] | None = None,
+) -> tuple[list[Evaluation], Source]:
+    """Score one task for several poolings of one encoder with as few passes as possible.
+
+    The first evaluation carries the cost of the shared passes. ``interval`` computes the
+    bootstrap interval from the mteb task and encoder; None leaves it out.
+    """
+    loaded, source = load_task(task)
+    vectors = Vectors(encoder, poolings, progress)
+    done = []
+    for pooling in poolings:
+        before = (encoder.counter.tokens, encoder.counter.padding)
+        started = time.perf_counter()
+        wrapped = MTEBEncoder(vectors, pooling, task)
+        scores = _mteb_scores(wrapped, loaded, task)
+        seconds = time.perf_counter() - started
+        done.append(
+            Evaluation(
+                pooling=pooling,
+                score=float(scores[task.metric]),
+                scores=scores,
+                interval=interval(loaded, wrapped) if interval else None,
+                n=_size(loaded, task),
+                seconds=seconds,
+                tokens=encoder.counter.tokens - before[0],
+                padding=encoder.counter.padding - before[1],
+                seed=loaded.seed,
+            )
+        )
+    return done, source
+
+
+def _mteb_scores(wrapped: MTEBEncoder, loaded: AbsTask, task: Task) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*superseded.*")
+        result = mteb.evaluate(
+            wrapped,
+            loaded,
+            cache=None,
+            co2_tracker=False,
+            encode_kwargs={"batch_size": 64},
+            show_progress_bar=False,
+        )
+    rows = result.task_results[0].scores[task.split]
+    rows = [row for row in rows if row["hf_subset"] == task.subset]
+    if len(rows) != 1:
+        raise DataError(f"mteb gave {len(rows)} score rows for {task.name}, expected one")
+    return {k: v for k, v in rows[0].items() if isinstance(v, (int, float, list))}
+
+
+def _size(loaded: AbsTask, task: Task) -> int:
+    """Number of test items: rows, or queries of retrieval and reranking."""
+    data = loaded.dataset
+    if task.subset in data and task.split not in data:
+        data = data[task.subset]
+    split = data[task.split]
+    return len(split["queries"]) if isinstance(split, dict) else len(split)

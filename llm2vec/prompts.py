@@ -1,0 +1,128 @@
+"""What a text looks like to the model, and which of its tokens are pooled (paper 3.2, C.2, E).
+
+``{instruction} {text}``, wrapped by the model's chat format where it has one; the pooled span is
+the text and, as in the published evaluation, the closing part of the chat format; never BOS and
+never the instruction. Echo (Springer et al. 2024) shows the text twice and pools the second
+occurrence.
+
+Deviations on purpose. The span is found by character offsets; the published code counts the
+tokens of the text tokenized alone, which is off by a token where the blank before the text
+merges. A text of one endless word keeps its first tokens; there it becomes empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from llm2vec.registry import TEXT_MAX_LENGTH, Model
+
+ECHO_TEMPLATE = ("Rewrite the following sentence: ", "\nThe rewritten sentence: ")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The whole string and where, in characters, its pooled part begins and ends."""
+
+    string: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of one prompt and, for each, whether it is pooled."""
+
+    ids: list[int]
+    span: list[bool]
+
+
+def format_instruction(instruction: str) -> str:
+    """The instruction as the paper's evaluation writes it: ending in a colon, or empty."""
+    instruction = instruction.strip()
+    return instruction if not instruction or instruction.endswith(":") else instruction + ":"
+
+
+def build_prompt(
+    instruction: str, text: str, model: Model | None = None, echo: bool = False
+) -> Prompt:
+    """The string that is tokenized for one text, and its pooled span."""
+    opening, closing = (model.chat if model is not None else None) or ("", "")
+    head = f"{opening}{instruction} " if instruction else opening
+    if echo:
+        before, again = ECHO_TEMPLATE
+        head = f"{head}{before}{text}{again}"
+    string = f"{head}{text}{closing}"
+    return Prompt(string, len(head), len(string))
+
+
+def shorten(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int = TEXT_MAX_LENGTH
+) -> list[str]:
+    """Cut texts of more than ``limit`` tokens by whole words, as the published evaluation does.
+
+    The number of words is scaled by limit / length until the text fits; at least one word stays.
+    """
+    shortened = list(texts)
+    # A token is at least one byte: short strings cannot be too long.
+    suspects = [i for i, text in enumerate(texts) if len(text.encode("utf-8", "replace")) > limit]
+    while suspects:
+        encoded = tokenizer([shortened[i] for i in suspects], add_special_tokens=False)["input_ids"]
+        still = []
+        for index, ids in zip(suspects, encoded, strict=True):
+            words = shortened[index].split()
+            if len(ids) > limit and len(words) > 1:
+                kept = max(1, int(len(words) * limit / len(ids)))
+                shortened[index] = " ".join(words[:kept])
+                still.append(index)
+        suspects = still
+    return shortened
+
+
+def tokenize(
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    append_eos: bool = False,
+) -> list[Tokens]:
+    """Ids and pooled span of each prompt, at most ``max_length`` tokens, EOS included.
+
+    Where nothing is left to pool (an empty text), the last token stands for the text; where there
+    is no token at all, BOS (else EOS) is put in.
+    """
+    limit = max_length - 1 if append_eos else max_length
+    encoded = tokenizer(
+        [p.string for p in prompts],
+        truncation=True,
+        max_length=limit,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    rows = []
+    for prompt, ids, offsets, special in zip(
+        prompts,
+        encoded["input_ids"],
+        encoded["offset_mapping"],
+        encoded["special_tokens_mask"],
+        strict=True,
+    ):
+        span = [
+            not marked and low < prompt.end and high > prompt.start
+            for (low, high), marked in zip(offsets, special, strict=True)
+        ]
+        ids = list(ids) or [_any_special(tokenizer)]
+        if not any(span):
+            span = [False] * (len(ids) - 1) + [True]
+        if append_eos:
+            ids, span = [*ids, tokenizer.eos_token_id], [*span, False]
+        rows.append(Tokens(ids, span))
+    return rows
+
+
+def _any_special(tokenizer: PreTrainedTokenizerBase) -> int:
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        if token is not None:
+            return token
+    return 0

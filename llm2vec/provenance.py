@@ -1,0 +1,113 @@
+"""Where a number comes from: git commit, versions, machine, command.
+
+The dirty flag is read once, when the process starts, and ignores ``results/``: the first record
+of a grid must not spoil the second. Without ``.git`` (a tarball, a container), the environment
+variable ``LLM2VEC_COMMIT`` says which commit it is. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from llm2vec.paths import ROOT
+
+PACKAGES = ("torch", "transformers", "peft", "mteb", "datasets", "numpy", "scikit-learn", "scipy")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """One measurement's origin. ``started`` is UTC, ISO 8601."""
+
+    commit: str
+    dirty: bool
+    command: str
+    started: str
+    python: str
+    platform: str
+    cpus: int
+    versions: dict[str, str]
+    device: str
+    dtype: str
+    attention_implementation: str
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+@functools.cache
+def git_state() -> tuple[str, bool]:
+    """(commit, dirty) of the source tree, read once per process.
+
+    ``dirty`` is True when a tracked file outside ``results/`` is changed or a source file is
+    untracked; an unknown commit is ``unknown`` and counts as dirty.
+    """
+    stated = os.environ.get("LLM2VEC_COMMIT", "").strip()
+    commit = _git("rev-parse", "HEAD") if (ROOT / ".git").exists() else None
+    if commit is None:
+        return (stated, False) if stated else ("unknown", True)
+    status = _git("status", "--porcelain", "--untracked-files=all", "--", ".", ":!results")
+    return commit.strip(), status is None or bool(status.strip())
+
+
+def _command() -> str:
+    """The command line, with the repository's own paths made relative."""
+    arguments = list(getattr(sys, "orig_argv", sys.argv))
+    shown = []
+    for index, argument in enumerate(arguments):
+        path = Path(argument)
+        if index == 0:
+            argument = path.name
+        elif path.is_absolute():
+            argument = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+        shown.append(argument)
+    return shlex.join(shown)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def capture_provenance(
+    device: str = "cpu", dtype: str = "float32", attention_implementation: str = "none"
+) -> Provenance:
+    """Origin of what this process measures; ``device`` and the rest as the encoder reports."""
+    commit, dirty = git_state()
+    return Provenance(
+        commit=commit,
+        dirty=dirty,
+        command=_command(),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        cpus=os.cpu_count() or 0,
+        versions={name: _version(name) for name in PACKAGES},
+        device=device,
+        dtype=dtype,
+        attention_implementation=attention_implementation,
+    )
