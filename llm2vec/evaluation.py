@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llm2vec.errors import SettingError
+from llm2vec.paths import cache_dir
 from llm2vec.prompts import format_instruction
 from llm2vec.registry import (
     POOLINGS,
@@ -30,7 +31,7 @@ from llm2vec.registry import (
     get_variant,
     variants_of,
 )
-from llm2vec.results import NONE, Key, Record, is_done, write_record
+from llm2vec.results import NONE, Key, Record, hash_of, is_done, write_record
 
 
 @dataclass(frozen=True)
@@ -171,15 +172,13 @@ def _measure(run: Run, encoder: Any, task: Task, poolings: Sequence[str]) -> int
     from llm2vec.intervals import bootstrap_interval
     from llm2vec.mteb_tasks import evaluate_task
     from llm2vec.provenance import capture_provenance
+    from llm2vec.vectors import Vectors
 
     origin = capture_provenance(str(encoder.device), run.dtype, encoder.attention_implementation)
-    evaluations, source = evaluate_task(
-        encoder,
-        task,
-        poolings,
-        progress=sys.stderr.isatty(),
-        interval=bootstrap_interval,
+    vectors = Vectors(
+        encoder, poolings, _vectors_folder(run, task, encoder.adapters), sys.stderr.isatty()
     )
+    evaluations, source = evaluate_task(vectors, task, bootstrap_interval)
     for done in evaluations:
         settings = hyperparameters(run, task, done.pooling)
         key = run.key(task, done.pooling)
@@ -206,8 +205,16 @@ def _measure(run: Run, encoder: Any, task: Task, poolings: Sequence[str]) -> int
             cost=done.cost,
         )
         write_record(record, run.results)
-        _say(f"  {task.name:<32} {done.pooling:<14} {100 * done.score:6.2f}  {done.seconds:6.1f} s")
+        seconds = done.cost["seconds"]
+        _say(f"  {task.name:<32} {done.pooling:<14} {100 * done.score:6.2f}  {seconds:6.1f} s")
+    vectors.discard()
     return len(evaluations)
+
+
+def _vectors_folder(run: Run, task: Task, adapters: tuple[str, ...]) -> Path:
+    """Where a task's vectors wait to be scored; another setting or adapter is another folder."""
+    settings = hyperparameters(run, task, "any") | {"adapters": list(adapters)}
+    return cache_dir() / "vectors" / f"{run.model.name}-{run.variant.name}-{hash_of(settings)}"
 
 
 def _say(message: str) -> None:

@@ -9,9 +9,11 @@ scores of their successors are not comparable with the paper's.
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,35 +30,12 @@ from mteb.types import PromptType
 
 from llm2vec import paths
 from llm2vec.data import Source, mirror_folder, mirror_status, read_parquet
-from llm2vec.encoder import LLM2Vec, Pair
 from llm2vec.errors import DataError
 from llm2vec.prompts import format_instruction
 from llm2vec.registry import Task
+from llm2vec.vectors import Vectors
 
 OFFLINE = "llm2vec/offline"
-
-
-class Vectors:
-    """Pooled vectors of one encoder: every pair runs once, all wanted poolings at once."""
-
-    def __init__(self, encoder: LLM2Vec, poolings: Sequence[str], progress: bool = False) -> None:
-        self.encoder = encoder
-        self.poolings = tuple(poolings)
-        self.progress = progress
-        self._rows: dict[Pair, int] = {}
-        self._store: dict[str, list[np.ndarray]] = {p: [] for p in self.poolings}
-
-    def get(self, pairs: Sequence[Pair], pooling: str) -> np.ndarray:
-        """Vectors (n, hidden) of the pairs, in order."""
-        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._rows]
-        if new:
-            made = self.encoder.encode_poolings(new, self.poolings, show_progress_bar=self.progress)
-            for pair in new:
-                self._rows[pair] = len(self._rows)
-            for name, values in made.items():
-                self._store[name].extend(values)
-        rows = self._store[pooling]
-        return np.stack([rows[self._rows[pair]] for pair in pairs])
 
 
 class MTEBEncoder(AbsEncoder):
@@ -178,70 +157,92 @@ def _retrieval_split(folder: Path, split: str, used: list[Path]) -> dict[str, An
 # --------------------------------------------------------------------------- evaluation
 @dataclass(frozen=True)
 class Evaluation:
-    """What one task and pooling gave. ``score`` in 0..1; cost covers all poolings of the pass."""
+    """What one task and pooling gave. ``score`` in 0..1.
+
+    Tokens and encoding seconds are those of the forward passes that ``poolings_sharing`` poolings
+    share: a sum over poolings would count them more than once.
+    """
 
     pooling: str
     score: float
     scores: dict[str, Any]
     interval: tuple[float, float] | None
     n: int
-    seconds: float
+    seed: int
+    encoding_seconds: float
+    scoring_seconds: float
     tokens: int
     padding: int
-    seed: int
+    poolings_sharing: int
 
     @property
     def cost(self) -> dict[str, float]:
-        """Cost as records carry it; tokens are those that really went through the backbone."""
+        """Cost as records carry it."""
         return {
-            "seconds": round(self.seconds, 3),
+            "seconds": round(self.encoding_seconds + self.scoring_seconds, 3),
+            "encoding_seconds": round(self.encoding_seconds, 3),
             "tokens": self.tokens,
             "padding_tokens": self.padding,
-            "tokens_per_second": round(self.tokens / self.seconds, 1),
+            "tokens_per_second": round(self.tokens / max(self.encoding_seconds, 1e-9), 1),
+            "poolings_sharing": self.poolings_sharing,
         }
 
 
 def evaluate_task(
-    encoder: LLM2Vec,
+    vectors: Vectors,
     task: Task,
-    poolings: Sequence[str],
-    *,
-    progress: bool = False,
     interval: Callable[..., tuple[float, float] | None] | None = None,
 ) -> tuple[list[Evaluation], Source]:
-    """Score one task for several poolings of one encoder with as few passes as possible.
+    """Score one task for every pooling of ``vectors`` with as few forward passes as possible.
 
-    The first evaluation carries the cost of the shared passes. ``interval`` computes the
-    bootstrap interval from the mteb task and encoder; None leaves it out.
+    The cost of the shared passes stands with each pooling. ``interval`` computes the bootstrap
+    interval from the mteb task and encoder; None leaves it out.
     """
     loaded, source = load_task(task)
-    vectors = Vectors(encoder, poolings, progress)
     done = []
-    for pooling in poolings:
-        before = (encoder.counter.tokens, encoder.counter.padding)
-        started = time.perf_counter()
+    for pooling in vectors.poolings:
         wrapped = MTEBEncoder(vectors, pooling, task)
+        started = time.perf_counter()
+        encoding = vectors.seconds
         scores = _mteb_scores(wrapped, loaded, task)
-        seconds = time.perf_counter() - started
+        scoring = time.perf_counter() - started - (vectors.seconds - encoding)
         done.append(
             Evaluation(
                 pooling=pooling,
                 score=float(scores[task.metric]),
                 scores=scores,
-                interval=interval(loaded, wrapped) if interval else None,
+                interval=interval(loaded, wrapped, task, scores) if interval else None,
                 n=_size(loaded, task),
-                seconds=seconds,
-                tokens=encoder.counter.tokens - before[0],
-                padding=encoder.counter.padding - before[1],
                 seed=loaded.seed,
+                encoding_seconds=vectors.seconds,
+                scoring_seconds=scoring,
+                tokens=vectors.tokens,
+                padding=vectors.padding,
+                poolings_sharing=len(vectors.poolings),
             )
         )
     return done, source
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without mteb's advice to take a task's successor, and sklearn's on empty classes."""
+
+    def keep(entry: logging.LogRecord) -> bool:
+        return "superseded" not in entry.getMessage()
+
+    logger = logging.getLogger("mteb.abstasks.abstask")
+    logger.addFilter(keep)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.removeFilter(keep)
+
+
 def _mteb_scores(wrapped: MTEBEncoder, loaded: AbsTask, task: Task) -> dict[str, Any]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*superseded.*")
+    with _quiet():
         result = mteb.evaluate(
             wrapped,
             loaded,

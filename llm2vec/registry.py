@@ -11,7 +11,6 @@ This module imports neither torch nor transformers.
 from __future__ import annotations
 
 import csv
-import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -281,31 +280,28 @@ class Task:
         return self.type not in ("Retrieval", "Reranking")
 
 
-@functools.cache
-def _mteb_rows() -> tuple[dict[str, str], ...]:
-    with open(RESOURCES / "mteb_tasks.csv", newline="", encoding="utf-8") as handle:
+def _rows(file: str) -> tuple[dict[str, str], ...]:
+    with open(RESOURCES / file, newline="", encoding="utf-8") as handle:
         return tuple(csv.DictReader(handle))
 
 
-def _mteb_task(row: dict[str, str]) -> Task:
+def _task(row: dict[str, str]) -> Task:
     own = {f.name for f in fields(Task)}
-    return Task(name=row["task"], **{k: v for k, v in row.items() if k in own and k != "name"})
+    return Task(name=row["task"], **{k: v for k, v in row.items() if k in own})
 
 
-# Made by llm2vec.offline_suite from real texts with real labels: (type, metric, instruction).
-_OFFLINE: Mapping[str, tuple[str, str, str]] = {}
-
+_MTEB = _rows("mteb_tasks.csv")  # MTEB(eng, v1); instructions: paper Table 10
+_OFFLINE = _rows("offline_tasks.csv")  # llm2vec.offline_suite: real texts with real labels
 TASKS: Mapping[str, Task] = MappingProxyType(
-    {row["task"]: _mteb_task(row) for row in _mteb_rows()}
-    | {name: Task(name, *spec) for name, spec in _OFFLINE.items()}
+    {row["task"]: _task(row) for row in (*_MTEB, *_OFFLINE)}
 )
 WORD_TASKS = ("chunking", "ner", "pos")  # paper 3.1
 
 SUITES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "offline": tuple(_OFFLINE),
-        "subset": tuple(r["task"] for r in _mteb_rows() if r["in_subset"]),  # paper Table 3
-        "full": tuple(r["task"] for r in _mteb_rows()),  # paper Table 11
+        "offline": tuple(r["task"] for r in _OFFLINE),
+        "subset": tuple(r["task"] for r in _MTEB if r["in_subset"]),  # paper Table 3
+        "full": tuple(r["task"] for r in _MTEB),  # paper Table 11
         # What a mirror without the hub can hold exactly; chosen by data, not by score.
         "exact8": (
             "SciFact", "NFCorpus", "Banking77Classification", "EmotionClassification",
