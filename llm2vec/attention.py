@@ -86,13 +86,16 @@ def moved_positions(
     row: int = 0,
 ) -> torch.Tensor:
     """Which real positions before the last one differ between two inputs: bool (length - 1,)."""
-    changed = (
-        states(model, first, attention_mask)[row] != states(model, second, attention_mask)[row]
-    )
-    changed = changed.any(-1)
+    one, other = (states(model, ids, attention_mask)[row] for ids in (first, second))
     if attention_mask is not None:
-        changed = changed[attention_mask[row].bool().to(changed.device)]
-    return changed[:-1]
+        real = attention_mask[row].bool().to(one.device)
+        one, other = one[real], other[real]
+    if not bool(one.isfinite().all()):
+        raise AttentionError(
+            f"{type(model).__name__} in {model.dtype} gives states that are not finite numbers; "
+            "use another dtype or check the weights"
+        )
+    return (one != other).any(-1)[:-1]
 
 
 def check_attention(model: PreTrainedModel, bidirectional: bool, tolerance: float = 1e-4) -> None:
@@ -114,16 +117,9 @@ def check_attention(model: PreTrainedModel, bidirectional: bool, tolerance: floa
     }  # fmt: skip
     short_first, short_second = first[:, -7:], second[:, -7:]
     for side in ("left", "right"):
-        rows = [_padded(first, short, side) for short in (short_first, short_second)]
+        one, other = (_padded(first, short, side) for short in (short_first, short_second))
         mask = _padded(ones, torch.ones_like(short_first), side)
-        cases[f"padded on the {side}"] = (*rows, mask, 1)
-        alone = states(model, short_first)[0]
-        together = states(model, rows[0], mask)[1][mask[1].bool().to(model.device)]
-        gap = float((alone - together).abs().max() / alone.abs().max())
-        if not gap <= tolerance:
-            raise AttentionError(
-                f"a row padded on the {side} differs from the row alone by {gap:.2g}"
-            )
+        cases[f"padded on the {side}"] = (one, other, mask, 1)
     for name, (one, other, mask, row) in cases.items():
         moved = moved_positions(model, one, other, mask, row)
         if not (moved.all() if bidirectional else not moved.any()):
@@ -131,6 +127,15 @@ def check_attention(model: PreTrainedModel, bidirectional: bool, tolerance: floa
             raise AttentionError(
                 f"{model.config.model_type}, {name}: changing the last token moved "
                 f"{int(moved.sum())} of {moved.numel()} earlier positions, expected {wanted}"
+            )
+    alone = states(model, short_first)[0]
+    for name in ("padded on the left", "padded on the right"):
+        one, _, mask, row = cases[name]
+        together = states(model, one, mask)[row][mask[row].bool().to(model.device)]
+        gap = float((alone - together).abs().max() / alone.abs().max())
+        if not gap <= tolerance:
+            raise AttentionError(
+                f"{model.config.model_type}, {name}: a row differs from the row alone by {gap:.2g}"
             )
 
 

@@ -12,6 +12,8 @@ import typer
 
 from llm2vec.errors import LLM2VecError
 
+INTERRUPTED = 130
+
 
 def run(main: Callable[..., None] | typer.Typer) -> None:
     """Run a typer function or application; ``--debug`` anywhere shows the trace of an error."""
@@ -25,6 +27,7 @@ def run(main: Callable[..., None] | typer.Typer) -> None:
         message = " ".join(str(error).split())
         print(f"error: {message} (--debug shows the trace)", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted: finished tasks are kept, the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # typer turns Ctrl-C into this
+            print("interrupted: finished tasks are kept, the same command goes on", file=sys.stderr)
+        raise

@@ -8,7 +8,7 @@ that was replaced in place.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,21 +40,16 @@ HUB_REVISIONS: dict[str, str] = {
 }
 
 
-@functools.lru_cache(maxsize=8)
-def _manifest(root: Path, _changed: float) -> pd.DataFrame:
-    return pd.read_csv(root / "MANIFEST.csv", dtype=str, keep_default_na=False)
-
-
 def mirror_status(root: Path, file: Path) -> str:
     """Status of a mirror file by the manifest, 'unverified' where that says nothing."""
     manifest = root / "MANIFEST.csv"
     if not manifest.exists():
         return "unverified"
     try:
-        table = _manifest(root, manifest.stat().st_mtime)
+        table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
         paths_ = table["dataset"] + "/" + table["file"]
         rows = table.loc[paths_ == file.relative_to(root).as_posix(), "status"]
-    except (KeyError, pd.errors.ParserError, UnicodeDecodeError) as error:
+    except (KeyError, ValueError) as error:  # ValueError: empty, ragged, not UTF-8
         raise DataError(f"{manifest}: not a readable manifest ({error})") from error
     return rows.iloc[0] if len(rows) else "unverified"
 
@@ -79,13 +74,16 @@ def read_parquet(file: Path, columns: tuple[str, ...] = ()) -> pd.DataFrame:
         table = pd.read_parquet(file)
     except Exception as error:
         raise DataError(f"{file}: not a readable parquet file ({error})") from error
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise DataError(
-            f"{file}: lacks column {', '.join(missing)}; "
-            f"it has {', '.join(map(str, table.columns))}"
-        )
+    require_columns(table.columns, columns, str(file))
     return table
+
+
+def require_columns(present: Iterable[str], wanted: Iterable[str], where: str) -> None:
+    """:class:`DataError` naming ``where`` and the columns that it lacks."""
+    present = list(map(str, present))
+    missing = [name for name in wanted if name not in present]
+    if missing:
+        raise DataError(f"{where}: lacks column {', '.join(missing)}; it has {', '.join(present)}")
 
 
 def load_split(
@@ -103,7 +101,9 @@ def load_split(
             if file.exists():
                 source = Source(dataset_id, "mirror", "mirror", mirror_status(root, file))
                 return read_parquet(file, columns), source
-    return _from_hub(dataset_id, split, subset)
+    table, source = _from_hub(dataset_id, split, subset)
+    require_columns(table.columns, columns, f"{dataset_id} ({subset}, {split})")
+    return table, source
 
 
 def _from_hub(dataset_id: str, split: str, subset: str) -> tuple[pd.DataFrame, Source]:
@@ -118,9 +118,10 @@ def _from_hub(dataset_id: str, split: str, subset: str) -> tuple[pd.DataFrame, S
             revision=None if revision == UNPINNED else revision,
         )
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise DataError(
             f"the dataset {dataset_id} ({subset}, {split}) is neither in a local mirror nor to be "
-            f"had from the hub ({type(error).__name__}: {str(error).splitlines()[0][:200]}). Set "
-            "LLM2VEC_DATA to a mirror that has it, or run where the hub can be reached."
+            f"had from the hub ({reason}). Set LLM2VEC_DATA to a mirror that has it, or run where "
+            "the hub can be reached."
         ) from error
     return loaded.to_pandas(), Source(dataset_id, revision, "hub", "exact")

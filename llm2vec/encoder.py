@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llm2vec import prompts
 from llm2vec.attention import set_attention
 from llm2vec.batching import MAX_TOKENS, Batch, TokenCounter, iterate
+from llm2vec.errors import SettingError, UnknownNameError
 from llm2vec.loading import (
     adapter_folders,
     adapter_hash,
@@ -61,7 +62,11 @@ class LLM2Vec:
         self.model = model
         self.variant = variant
         self.pooling = OWN if variant.attention == "own" else get_pooling(pooling_mode)
-        self.max_length = max_length or model.max_length
+        self.max_length = model.max_length if max_length is None else max_length
+        if self.max_length < 3:
+            raise SettingError(
+                f"max_length {max_length} leaves no room: BOS, text and EOS need at least 3 tokens"
+            )
         self.max_tokens = MAX_TOKENS
         self.adapters = adapters
         self.counter = TokenCounter(backbone)
@@ -142,23 +147,25 @@ class LLM2Vec:
         """
         if isinstance(sentences, str):
             return self.encode([sentences], batch_size, show_progress_bar)[0]
-        pairs = [_as_pair(item, index) for index, item in enumerate(sentences)]
-        vectors = self.encode_poolings(pairs, (self.pooling,), batch_size, show_progress_bar)
+        vectors = self.encode_poolings(sentences, (self.pooling,), batch_size, show_progress_bar)
         return vectors[self.pooling]
 
     def encode_poolings(
         self,
-        pairs: Sequence[Pair],
+        sentences: Iterable[str | Sequence[str]],
         poolings: Sequence[str] | None = None,
         batch_size: int | None = None,
         show_progress_bar: bool = False,
     ) -> dict[str, np.ndarray]:
-        """Vectors (n, hidden) float32 of (instruction, text) pairs for several poolings at once.
+        """Vectors (n, hidden) float32 as from :meth:`encode`, for several poolings at once.
 
         ``mean`` and ``weighted_mean`` share a forward pass. ``eos`` needs an EOS token at the
-        end; under causal attention no other state feels it, so it shares that pass as well.
+        end; under causal attention no other state feels it, so it shares that pass as well. No
+        vector depends on which poolings are asked for together. Raises
+        :class:`~llm2vec.errors.UnknownNameError` for a pooling that this encoder cannot give.
         """
-        wanted = tuple(poolings or self.poolings)
+        pairs = [_as_pair(item, index) for index, item in enumerate(sentences)]
+        wanted = tuple(dict.fromkeys(map(self._own_name, poolings or self.poolings)))
         unique = list(dict.fromkeys(pairs))
         row_of = {pair: row for row, pair in enumerate(unique)}
         rows = [row_of[pair] for pair in pairs]
@@ -167,6 +174,13 @@ class LLM2Vec:
             vectors = self._run(unique, group, append_eos, batch_size, show_progress_bar)
             out |= {pooling: values[rows] for pooling, values in vectors.items()}
         return out
+
+    def _own_name(self, pooling: str) -> str:
+        if self.variant.attention != "own":
+            return get_pooling(pooling)
+        if pooling != OWN:
+            raise UnknownNameError("pooling of an encoder baseline", pooling, (OWN,))
+        return pooling
 
     def _passes(self, poolings: tuple[str, ...]) -> list[tuple[tuple[str, ...], bool]]:
         """Groups of poolings that share a forward pass, and whether EOS is appended in it."""
@@ -200,6 +214,12 @@ class LLM2Vec:
                 span = _span(tokens, batch)
                 for pooling in poolings:
                     out[pooling][batch.indices] = self._pool(batch, span, pooling).cpu().numpy()
+        others = tuple(p for p in poolings if p != "eos")
+        cut = [row for row, row_tokens in enumerate(tokens) if row_tokens.cut]
+        if others and cut:  # these lost a token to EOS, which only the pooling "eos" may feel
+            again = self._run([pairs[row] for row in cut], others, False, batch_size, False)
+            for pooling in others:
+                out[pooling][cut] = again[pooling]
         return out
 
     def _pool(self, batch: Batch, span: torch.Tensor, pooling: str) -> torch.Tensor:
@@ -218,7 +238,9 @@ class LLM2Vec:
         if self.variant.attention == "own":
             built = [prompts.build_prompt("", text) for _, text in pairs]
         else:
-            texts = prompts.shorten([text for _, text in pairs], self.tokenizer)
+            texts = prompts.shorten(
+                [text for _, text in pairs], self.tokenizer, max_length=self.max_length
+            )
             built = [
                 prompts.build_prompt(instruction, text, self.model, self.variant.echo)
                 for (instruction, _), text in zip(pairs, texts, strict=True)
@@ -238,7 +260,7 @@ def _as_pair(item: Any, index: int) -> Pair:
     """(instruction, text) of one input; lone surrogates become U+FFFD."""
     parts = ("", item) if isinstance(item, str) else item
     if (
-        not isinstance(parts, (list, tuple))
+        not isinstance(parts, list | tuple)
         or len(parts) != 2
         or not all(isinstance(part, str) for part in parts)
     ):

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm2vec.errors import SettingError
+from llm2vec.errors import DataError, SettingError, UnknownNameError
 from llm2vec.paths import cache_dir
 from llm2vec.prompts import format_instruction
+from llm2vec.provenance import capture_provenance, git_state
 from llm2vec.registry import (
+    ADAPTER_SOURCES,
+    DTYPES,
     POOLINGS,
     SUITES,
     TEXT_MAX_LENGTH,
@@ -49,7 +52,7 @@ class Run:
 
     def key(self, task: Task, pooling: str) -> Key:
         marks = [self.dtype] if self.dtype != self.model.dtype else []
-        marks += [self.adapters] if self.adapters != "own" else []
+        marks += [self.adapters] if self.adapters != "own" and self.variant.stages else []
         return Key(
             experiment_of(self.suite), self.model.name, self.variant.name, pooling, task.name,
             "-".join(marks) or None,
@@ -87,10 +90,13 @@ def plan(
         if task not in SUITES[suite]:
             raise SettingError(f"{task} is not in the suite {suite}: {', '.join(SUITES[suite])}.")
     poolings = (NONE,) if own else POOLINGS if pooling is None else (get_pooling(pooling),)
-    return Run(
-        spec, kind, suite, poolings, tuple(get_task(name) for name in names), Path(results),
-        dtype or spec.dtype, adapters,
-    )  # fmt: skip
+    if adapters not in ADAPTER_SOURCES:
+        raise UnknownNameError("source of adapters", adapters, ADAPTER_SOURCES)
+    dtype = (dtype or spec.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise UnknownNameError("dtype", dtype, DTYPES)
+    tasks = tuple(get_task(name) for name in names)
+    return Run(spec, kind, suite, poolings, tasks, Path(results), dtype, adapters)
 
 
 def hyperparameters(run: Run, task: Task, pooling: str) -> dict[str, Any]:
@@ -143,8 +149,7 @@ def execute(run: Run, *, device: str | None = None, skip_missing_data: bool = Fa
     ``skip_missing_data``: a task whose data cannot be had is named and left out instead of
     ending the run.
     """
-    from llm2vec.errors import DataError
-
+    git_state()  # of the code that runs now, whatever is edited during a long run
     todo = missing(run)
     title = f"{run.model.name} {run.variant.name}, suite {run.suite}"
     if not todo:
@@ -169,19 +174,18 @@ def execute(run: Run, *, device: str | None = None, skip_missing_data: bool = Fa
 
 def _measure(run: Run, encoder: Any, task: Task, poolings: Sequence[str]) -> int:
     """Score one task for all its missing poolings, then write the records."""
-    from llm2vec.intervals import bootstrap_interval
     from llm2vec.mteb_tasks import evaluate_task
-    from llm2vec.provenance import capture_provenance
     from llm2vec.vectors import Vectors
 
     origin = capture_provenance(str(encoder.device), run.dtype, encoder.attention_implementation)
     vectors = Vectors(
         encoder, poolings, _vectors_folder(run, task, encoder.adapters), sys.stderr.isatty()
     )
-    evaluations, source = evaluate_task(vectors, task, bootstrap_interval)
+    evaluations, source = evaluate_task(vectors, task)
     for done in evaluations:
         settings = hyperparameters(run, task, done.pooling)
         key = run.key(task, done.pooling)
+        bounds = done.interval
         record = Record(
             experiment=key.experiment,
             model=key.model,
@@ -191,8 +195,8 @@ def _measure(run: Run, encoder: Any, task: Task, poolings: Sequence[str]) -> int
             setting=key.setting,
             metric=task.metric,
             score=done.score,
-            scores=done.scores,
-            interval=done.interval,
+            scores=done.scores | {"bootstrap": bounds and bounds.as_dict()},
+            interval=bounds and (bounds.low, bounds.high),
             split=task.split,
             subset=task.subset,
             n=done.n,
@@ -213,7 +217,8 @@ def _measure(run: Run, encoder: Any, task: Task, poolings: Sequence[str]) -> int
 
 def _vectors_folder(run: Run, task: Task, adapters: tuple[str, ...]) -> Path:
     """Where a task's vectors wait to be scored; another setting or adapter is another folder."""
-    settings = hyperparameters(run, task, "any") | {"adapters": list(adapters)}
+    settings = hyperparameters(run, task, "any")
+    settings |= {"task": task.name, "adapters": list(adapters)}
     return cache_dir() / "vectors" / f"{run.model.name}-{run.variant.name}-{hash_of(settings)}"
 
 

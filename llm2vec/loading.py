@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -49,8 +50,8 @@ def resolve_model(name: str | Path) -> Model:
     if config_file.exists():
         try:
             origin = json.loads(config_file.read_text(encoding="utf-8")).get("_name_or_path") or ""
-        except ValueError as error:
-            raise ModelNotFoundError(f"{config_file}: not valid JSON ({error})") from error
+        except (ValueError, AttributeError) as error:
+            raise ModelNotFoundError(f"{config_file}: not a JSON object ({error})") from error
     known = by_hub_id.get(origin)
     return Model(
         name=Path(text).name or text,
@@ -71,7 +72,7 @@ def resolve_dtype(dtype: str | torch.dtype | None, model: Model) -> torch.dtype:
     """torch dtype of a name; the registry's where none is given."""
     if isinstance(dtype, torch.dtype):
         return dtype
-    name = (dtype or model.dtype).removeprefix("torch.")
+    name = str(dtype or model.dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise SettingError(f"unknown dtype {dtype!r}. Valid: {', '.join(DTYPES)}.")
     return DTYPES[name]
@@ -79,7 +80,15 @@ def resolve_dtype(dtype: str | torch.dtype | None, model: Model) -> torch.dtype:
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
     """The device asked for, else the GPU where there is one."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise SettingError(f"unknown device {device!r}. Valid: cpu, cuda, cuda:1, ...") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise SettingError(
+            f"device {device!r}: torch {torch.__version__} sees no GPU here; use cpu"
+        )
+    return chosen
 
 
 def load_backbone(
@@ -102,23 +111,30 @@ def load_backbone(
         source = model.hub_id
         revision = None if model.revision == UNPINNED else model.revision
     kind = AutoModelForCausalLM if head else AutoModel
+    torch_dtype, torch_device = resolve_dtype(dtype, model), resolve_device(device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        backbone = kind.from_pretrained(
-            source, revision=revision, dtype=resolve_dtype(dtype, model),
-            use_safetensors=True, **model_kwargs,
+        backbone, report = kind.from_pretrained(
+            source, revision=revision, dtype=torch_dtype, use_safetensors=True,
+            output_loading_info=True, **model_kwargs,
         )  # fmt: skip
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelNotFoundError(_explain(model, source, error)) from error
+    # transformers fills gaps with random weights; only a pooler, which is never used, may be one.
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ModelNotFoundError(
+            f"{source} lacks {len(missing)} weights of {type(backbone).__name__}: {missing[0]}, ..."
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if "device_map" not in model_kwargs:
-        backbone = backbone.to(resolve_device(device))
+        backbone = backbone.to(torch_device)
     return backbone.eval(), tokenizer
 
 
 def _explain(model: Model, source: str, error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    first = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
     lowered = str(error).lower()
     if model.gated and any(word in lowered for word in ("gated", "401", "403", "authorized")):
         return (
@@ -127,6 +143,8 @@ def _explain(model: Model, source: str, error: Exception) -> str:
         )
     if Path(source).is_dir():
         return f"the folder {source} does not hold a loadable model ({first})"
+    if source not in {m.hub_id for m in MODELS.values()} and "/" not in source:
+        first += f"; own names are {', '.join(MODELS)}"
     return (
         f"cannot load {source} ({first}). Run where the hub can be reached, or put a copy into the "
         "hub cache or a local folder and name that folder; 'smollm2-135m' needs PyPI only."
@@ -224,8 +242,8 @@ def _check_origin(folder: Path, model_name: str) -> None:
         return
     try:
         trained_for = json.loads(note.read_text(encoding="utf-8")).get("model")
-    except ValueError as error:
-        raise AdapterError(f"{note}: not valid JSON ({error})") from error
+    except (ValueError, AttributeError) as error:
+        raise AdapterError(f"{note}: not a JSON object ({error})") from error
     if trained_for not in (None, model_name):
         raise AdapterError(f"{folder}: trained for {trained_for}, not for {model_name}")
 

@@ -10,11 +10,12 @@ scores of their successors are not comparable with the paper's.
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,19 @@ import mteb
 import numpy as np
 import pandas as pd
 from mteb.abstasks import AbsTask, AbsTaskRetrieval
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ScoringFunction
 from mteb.types import PromptType
 
 from llm2vec import paths
-from llm2vec.data import Source, mirror_folder, mirror_status, read_parquet
-from llm2vec.errors import DataError
+from llm2vec.data import Source, mirror_folder, mirror_status, read_parquet, require_columns
+from llm2vec.errors import DataError, SettingError
+from llm2vec.intervals import Interval, bootstrap_interval, read_predictions
 from llm2vec.prompts import format_instruction
 from llm2vec.registry import Task
+from llm2vec.results import hash_of
 from llm2vec.vectors import Vectors
 
 OFFLINE = "llm2vec/offline"
@@ -75,11 +79,38 @@ def load_task(task: Task) -> tuple[AbsTask, Source]:
         built.load_data()
         return built, Source(OFFLINE, built.metadata.dataset["revision"], "asset", "built")
     loaded = mteb.get_task(task.name)
+    if isinstance(loaded, AbsTaskAggregate):
+        return loaded, _merge(task, [_fill(part, _part(task, part)) for part in loaded.tasks])
     if task.subset != "default":
         loaded.hf_subsets = [task.subset]
+    return loaded, _fill(loaded, task)
+
+
+def _part(task: Task, part: AbsTask) -> Task:
+    """One of the datasets over which an aggregate (CQADupstack) is averaged."""
+    data = part.metadata.dataset
+    return replace(task, name=part.metadata.name, dataset=data["path"], revision=data["revision"])
+
+
+def _merge(task: Task, parts: list[Source]) -> Source:
+    """Origin of an aggregate: the revisions of its parts as one hash, the weakest status."""
+    return Source(
+        task.name,
+        hash_of({part.id: part.revision for part in parts}),
+        "; ".join(dict.fromkeys(part.source for part in parts)),
+        _weakest(part.status for part in parts),
+    )
+
+
+def _weakest(statuses: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(s for s in statuses if s != "exact")) or "exact"
+
+
+def _fill(loaded: AbsTask, task: Task) -> Source:
+    """Load a task's data from the mirror, else from the hub."""
     folder = mirror_folder(task.dataset)
     if folder is not None:
-        return loaded, _load_from_mirror(loaded, task, folder)
+        return _load_from_mirror(loaded, task, folder)
     try:
         loaded.load_data()
     except Exception as error:
@@ -88,58 +119,70 @@ def load_task(task: Task) -> tuple[AbsTask, Source]:
             f"from the hub ({type(error).__name__}). Set LLM2VEC_DATA to a mirror that has "
             f"{task.dataset}, or run where the hub can be reached."
         ) from error
-    return loaded, Source(task.dataset, task.revision, "hub", "exact")
+    return Source(task.dataset, task.revision, "hub", "exact")
+
+
+# What mteb reads of a split; retrieval and reranking have a layout of their own.
+_COLUMNS = {
+    "STS": ("sentence1", "sentence2", "score"),
+    "Classification": ("text", "label"),
+    "Clustering": ("sentences", "labels"),
+    "PairClassification": ("sentence1", "sentence2", "labels"),
+}
 
 
 def _load_from_mirror(loaded: AbsTask, task: Task, folder: Path) -> Source:
     """Fill the task from parquet files and name the weakest status among the files used."""
     used: list[Path] = []
     if isinstance(loaded, AbsTaskRetrieval):
-        loaded.dataset = {"default": {task.split: _retrieval_split(folder, task.split, used)}}
+        loaded.dataset = {"default": {task.split: _retrieval_split(folder, task, used)}}
     else:
         base = folder if task.subset == "default" else folder / task.subset
-        splits = {}
-        for file in sorted(base.glob("*.parquet")):
-            splits[file.stem] = _dataset(read_parquet(file))
-            if file.stem in ("train", task.split):
-                used.append(file)
-        if task.split not in splits:
-            raise DataError(f"{base}: lacks the split '{task.split}' that {task.name} is scored on")
-        data = datasets.DatasetDict(splits)
+        splits = ("train", task.split) if task.type == "Classification" else (task.split,)
+        used += [_existing(base / f"{split}.parquet") for split in splits]
+        data = datasets.DatasetDict({file.stem: _dataset(read_parquet(file)) for file in used})
         loaded.dataset = data if task.subset == "default" else {task.subset: data}
-    loaded.dataset_transform()
+    try:
+        loaded.dataset_transform()
+    except Exception as error:
+        raise DataError(f"{folder}: not in the layout of {task.name} ({error})") from error
+    if not isinstance(loaded, AbsTaskRetrieval):
+        data = loaded.dataset if task.subset == "default" else loaded.dataset[task.subset]
+        for file in used:
+            present = data[file.stem].column_names
+            require_columns(present, _COLUMNS.get(task.type, ()), str(file))
     loaded.data_loaded = True
     root = paths.mirror_dir()
-    statuses = dict.fromkeys(mirror_status(root, file) for file in used)
-    statuses.pop("exact", None)
-    return Source(task.dataset, task.revision, "mirror", "; ".join(statuses) or "exact")
+    status = _weakest(mirror_status(root, file) for file in used)
+    return Source(task.dataset, task.revision, "mirror", status)
+
+
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        raise DataError(f"the mirror lacks {file}. Complete it, or remove {file.parent} from it.")
+    return file
 
 
 def _dataset(frame: pd.DataFrame) -> datasets.Dataset:
     return datasets.Dataset.from_pandas(frame, preserve_index=False)
 
 
-def _retrieval_split(folder: Path, split: str, used: list[Path]) -> dict[str, Any]:
+def _retrieval_split(folder: Path, task: Task, used: list[Path]) -> dict[str, Any]:
     """Corpus, queries with judgements, and judgements of one split, as mteb wants them."""
-    corpus_file = folder / "corpus" / "corpus.parquet"
-    queries_file = folder / "queries" / "queries.parquet"
-    qrels_file = folder / "qrels" / f"{split}.parquet"
+    corpus_file = _existing(folder / "corpus" / "corpus.parquet")
+    queries_file = _existing(folder / "queries" / "queries.parquet")
+    qrels_file = _existing(folder / "qrels" / f"{task.split}.parquet")
     used += [corpus_file, queries_file, qrels_file]
-    for file in used:
-        if not file.exists():
-            raise DataError(f"the mirror lacks {file}")
     qrels = read_parquet(qrels_file, ("query-id", "corpus-id", "score"))
     relevant: dict[str, dict[str, int]] = {}
     for query, document, score in qrels[["query-id", "corpus-id", "score"]].itertuples(index=False):
         relevant.setdefault(str(query), {})[str(document)] = int(score)
-    queries = read_parquet(queries_file)
-    queries = queries.rename(columns={"_id": "id"}).astype({"id": str})
+    queries, corpus = _texts(queries_file), _texts(corpus_file)
     queries = queries[queries["id"].isin(relevant)]
-    corpus = read_parquet(corpus_file).rename(columns={"_id": "id"}).astype({"id": str})
     keep = [c for c in ("id", "title", "text") if c in corpus.columns]
     top_ranked = None
-    top_file = folder / "top_ranked" / f"{split}.parquet"
-    if top_file.exists():
+    if task.type == "Reranking":  # without candidates it would be scored as retrieval
+        top_file = _existing(folder / "top_ranked" / f"{task.split}.parquet")
         used.append(top_file)
         ranked = read_parquet(top_file, ("query-id", "corpus-ids"))
         top_ranked = {
@@ -154,6 +197,12 @@ def _retrieval_split(folder: Path, split: str, used: list[Path]) -> dict[str, An
     }
 
 
+def _texts(file: Path) -> pd.DataFrame:
+    table = read_parquet(file).rename(columns={"_id": "id"})
+    require_columns(table.columns, ("id", "text"), str(file))
+    return table.astype({"id": str})
+
+
 # --------------------------------------------------------------------------- evaluation
 @dataclass(frozen=True)
 class Evaluation:
@@ -166,7 +215,7 @@ class Evaluation:
     pooling: str
     score: float
     scores: dict[str, Any]
-    interval: tuple[float, float] | None
+    interval: Interval | None
     n: int
     seed: int
     encoding_seconds: float
@@ -188,15 +237,11 @@ class Evaluation:
         }
 
 
-def evaluate_task(
-    vectors: Vectors,
-    task: Task,
-    interval: Callable[..., tuple[float, float] | None] | None = None,
-) -> tuple[list[Evaluation], Source]:
+def evaluate_task(vectors: Vectors, task: Task) -> tuple[list[Evaluation], Source]:
     """Score one task for every pooling of ``vectors`` with as few forward passes as possible.
 
-    The cost of the shared passes stands with each pooling. ``interval`` computes the bootstrap
-    interval from the mteb task and encoder; None leaves it out.
+    The cost of the shared passes stands with each pooling. The interval is None for aggregates
+    and for what :mod:`llm2vec.intervals` does not cover.
     """
     loaded, source = load_task(task)
     done = []
@@ -204,14 +249,16 @@ def evaluate_task(
         wrapped = MTEBEncoder(vectors, pooling, task)
         started = time.perf_counter()
         encoding = vectors.seconds
-        scores = _mteb_scores(wrapped, loaded, task)
-        scoring = time.perf_counter() - started - (vectors.seconds - encoding)
+        with tempfile.TemporaryDirectory() as predictions:
+            scores = _mteb_scores(wrapped, loaded, task, predictions)
+            scoring = time.perf_counter() - started - (vectors.seconds - encoding)
+            interval = _interval(loaded, task, predictions)
         done.append(
             Evaluation(
                 pooling=pooling,
                 score=float(scores[task.metric]),
                 scores=scores,
-                interval=interval(loaded, wrapped, task, scores) if interval else None,
+                interval=interval,
                 n=_size(loaded, task),
                 seed=loaded.seed,
                 encoding_seconds=vectors.seconds,
@@ -222,6 +269,17 @@ def evaluate_task(
             )
         )
     return done, source
+
+
+def _interval(loaded: AbsTask, task: Task, predictions: str) -> Interval | None:
+    if isinstance(loaded, AbsTaskAggregate):
+        return None
+    where = {"split": task.split, "subset": task.subset}
+    try:
+        found = read_predictions(loaded, predictions, **where)
+        return bootstrap_interval(loaded, found, **where)
+    except SettingError:  # a type of task, or a metric, without an interval
+        return None
 
 
 @contextmanager
@@ -241,7 +299,9 @@ def _quiet() -> Iterator[None]:
         logger.removeFilter(keep)
 
 
-def _mteb_scores(wrapped: MTEBEncoder, loaded: AbsTask, task: Task) -> dict[str, Any]:
+def _mteb_scores(
+    wrapped: MTEBEncoder, loaded: AbsTask, task: Task, predictions: str
+) -> dict[str, Any]:
     with _quiet():
         result = mteb.evaluate(
             wrapped,
@@ -249,6 +309,7 @@ def _mteb_scores(wrapped: MTEBEncoder, loaded: AbsTask, task: Task) -> dict[str,
             cache=None,
             co2_tracker=False,
             encode_kwargs={"batch_size": 64},
+            prediction_folder=predictions,
             show_progress_bar=False,
         )
     rows = result.task_results[0].scores[task.split]
@@ -260,8 +321,12 @@ def _mteb_scores(wrapped: MTEBEncoder, loaded: AbsTask, task: Task) -> dict[str,
 
 def _size(loaded: AbsTask, task: Task) -> int:
     """Number of test items: rows, or queries of retrieval and reranking."""
+    if isinstance(loaded, AbsTaskAggregate):
+        return sum(_size(part, task) for part in loaded.tasks)
     data = loaded.dataset
     if task.subset in data and task.split not in data:
         data = data[task.subset]
     split = data[task.split]
+    if task.type == "PairClassification" and len(split) == 1:  # all pairs in one row, as mteb v1
+        return len(split[0]["labels"])
     return len(split["queries"]) if isinstance(split, dict) else len(split)

@@ -103,11 +103,20 @@ def load_corpora(fetch: Callable[[str], Path] | None = None) -> Corpora:
 
 
 def training_paragraphs(corpora: Corpora | None = None) -> list[str]:
-    """Clean paragraphs of the articles that the offline suite never touches, in reading order."""
+    """Clean paragraphs (60 characters or more) that the offline suite never touches, in order.
+
+    They come from the ``train`` articles; a paragraph that shares eight words in a row with one of
+    the other articles is left out, since articles copy from each other.
+    """
     corpora = corpora or load_corpora()
-    suite = {p for a in corpora.part("suite") for p in a.paragraphs}
-    train = (p for a in corpora.part("train") for p in a.paragraphs)
-    return list(dict.fromkeys(p for p in train if p not in suite))
+    kept_back = {w for a in corpora.part("suite") for p in a.paragraphs for w in _eight_words(p)}
+    paragraphs = dict.fromkeys(p for a in corpora.part("train") for p in a.paragraphs)
+    return [p for p in paragraphs if kept_back.isdisjoint(_eight_words(p))]
+
+
+def _eight_words(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + 8]) for i in range(len(words) - 7)}
 
 
 @functools.lru_cache(maxsize=2)
@@ -195,7 +204,10 @@ def read_posts(path: Path) -> Iterator[Post]:
         strings = [arg for op, arg, _ in pickletools.genops(data) if op.name == "UNICODE"]
     except (OSError, zlib.error, ValueError) as error:
         raise _damaged(path, f"the compressed newsgroup sample ({error})") from error
-    for text in strings:
+    posts = [text for text in strings if "Newsgroups:" in text]
+    if not posts:
+        raise _damaged(path, "the compressed newsgroup sample (it has no posts)")
+    for text in posts:
         head, _, body = text.partition("\n\n")
         headers = dict(re.findall(r"(?m)^([A-Za-z-]+):[ \t]*(.*)$", head))
         groups = {"alt.atheism", "sci.space"} & set(headers.get("Newsgroups", "").split(","))

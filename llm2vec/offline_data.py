@@ -261,7 +261,7 @@ def _labelled(rows: Iterable[tuple[str, str]], n: int, salt: str, skip: int = 0)
 
 def polarity_classification(c: Corpora) -> Data:
     """Sentences of film reviews, negative or positive."""
-    rows = [(label, text) for label, text in c.reviews if _fits(text, (8, 20))]
+    rows = [(label, text) for label, text in c.reviews if _fits(text, (6, 22))]
     return {
         "train": _labelled(rows, 24, "polarity"),
         "test": _labelled(rows, 36, "polarity", skip=24),

@@ -33,8 +33,6 @@ from llm2vec.errors import DataError, UnknownNameError
 from llm2vec.offline_corpora import Corpora, load_corpora
 from llm2vec.offline_data import Data
 
-DATASET = "llm2vec/offline"
-
 
 @dataclass(frozen=True)
 class _Source:
@@ -49,28 +47,48 @@ class _Source:
 _UNIT = {"min_score": 0, "max_score": 1}
 _TEN = {"min_score": 0, "max_score": 10}
 
+# Revisions are the tasks' data_revision(build_data(name)); a test compares them.
 _SOURCES = {
-    "OfflineHeadingRetrieval": _Source(offline_data.heading_retrieval, "", "Encyclopaedic"),
+    "OfflineHeadingRetrieval": _Source(
+        offline_data.heading_retrieval, "52679eb26b336252", "Encyclopaedic"
+    ),
     "OfflineContinuationRetrieval": _Source(
-        offline_data.continuation_retrieval, "", "Encyclopaedic"
+        offline_data.continuation_retrieval, "c57f2b0f6b661219", "Encyclopaedic"
     ),
-    "OfflineNewsRetrieval": _Source(offline_data.news_retrieval, "", "News"),
-    "OfflineCaptionReranking": _Source(offline_data.caption_reranking, "", "Encyclopaedic"),
-    "OfflineSubjectReranking": _Source(offline_data.subject_reranking, "", "Social"),
-    "OfflineArticleClustering": _Source(offline_data.article_clustering, "", "Encyclopaedic"),
-    "OfflineSectionClustering": _Source(offline_data.section_clustering, "", "Encyclopaedic"),
-    "OfflineSubjectClustering": _Source(offline_data.subject_clustering, "", "Social"),
-    "OfflineParagraphPairs": _Source(offline_data.paragraph_pairs, "", "Encyclopaedic"),
+    "OfflineNewsRetrieval": _Source(offline_data.news_retrieval, "3b0c59518e7a5b0a", "News"),
+    "OfflineCaptionReranking": _Source(
+        offline_data.caption_reranking, "97cd0578de9d949a", "Encyclopaedic"
+    ),
+    "OfflineSubjectReranking": _Source(
+        offline_data.subject_reranking, "b2801c68e6bd7dc3", "Social"
+    ),
+    "OfflineArticleClustering": _Source(
+        offline_data.article_clustering, "4f9d659d26fa2610", "Encyclopaedic"
+    ),
+    "OfflineSectionClustering": _Source(
+        offline_data.section_clustering, "51bcbe080f9e0955", "Encyclopaedic"
+    ),
+    "OfflineSubjectClustering": _Source(
+        offline_data.subject_clustering, "da0f00e2e28b1847", "Social"
+    ),
+    "OfflineParagraphPairs": _Source(
+        offline_data.paragraph_pairs, "d72005b7b9f4e212", "Encyclopaedic"
+    ),
     "OfflinePolarityClassification": _Source(
-        offline_data.polarity_classification, "", "Reviews", {"samples_per_label": 20}
+        offline_data.polarity_classification,
+        "05ca8cf6bdfb8a52",
+        "Reviews",
+        {"samples_per_label": 20},
     ),
-    "OfflineNewsgroupClassification": _Source(offline_data.newsgroup_classification, "", "Social"),
+    "OfflineNewsgroupClassification": _Source(
+        offline_data.newsgroup_classification, "985fdbb23fd6b46d", "Social"
+    ),
     "OfflineChapterClassification": _Source(
-        offline_data.chapter_classification, "", "Encyclopaedic"
+        offline_data.chapter_classification, "4cbe049c5bd0efea", "Encyclopaedic"
     ),
-    "OfflineLeeSTS": _Source(offline_data.lee_sts, "", "News", _UNIT),
-    "OfflineWordSimSTS": _Source(offline_data.wordsim_sts, "", "Written", _TEN),
-    "OfflineSimLexSTS": _Source(offline_data.simlex_sts, "", "Written", _TEN),
+    "OfflineLeeSTS": _Source(offline_data.lee_sts, "4f413a24b3bfe08a", "News", _UNIT),
+    "OfflineWordSimSTS": _Source(offline_data.wordsim_sts, "108f0eb5544d7c88", "Written", _TEN),
+    "OfflineSimLexSTS": _Source(offline_data.simlex_sts, "fe8715a78c6af506", "Written", _TEN),
 }
 
 _BASES: dict[str, type[AbsTask]] = {
@@ -147,7 +165,7 @@ def _metadata(name: str) -> TaskMetadata:
         description=(source.build.__doc__ or "").split("\n")[0],
         type=task.type,
         main_score=task.metric,
-        dataset={"path": DATASET, "revision": source.revision},
+        dataset={"path": task.dataset, "revision": source.revision},
         prompt=task.instruction if task.symmetric else {"query": task.instruction},
         eval_langs=["eng-Latn"],
         eval_splits=["test"],

@@ -22,14 +22,19 @@ def weighted_mean_pool(hidden: torch.Tensor, span: torch.Tensor) -> torch.Tensor
 
 def last_pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """State of the last token of the sequence: (b, l, d), (b, l) -> (b, d) float32."""
+    _no_empty_row(mask)
     positions = torch.arange(mask.shape[1], device=mask.device)
     last = torch.where(mask.bool(), positions, -1).amax(dim=1)
     return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
 
 
 def _weighted(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    if not bool((weights.sum(1) > 0).all()):
-        raise ValueError("cannot pool over an empty span: every row needs at least one token")
+    _no_empty_row(weights > 0)
     # Padding may hold anything, also inf: it must not enter the sum as 0 * inf.
     states = hidden.float().masked_fill((weights == 0).unsqueeze(-1), 0.0)
     return torch.einsum("bl,bld->bd", weights / weights.sum(1, keepdim=True), states)
+
+
+def _no_empty_row(span: torch.Tensor) -> None:
+    if not bool(span.any(1).all()):
+        raise ValueError("cannot pool over an empty span: every row needs at least one token")

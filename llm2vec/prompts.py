@@ -7,7 +7,8 @@ occurrence.
 
 Deviations on purpose. The span is found by character offsets; the published code counts the
 tokens of the text tokenized alone, which is off by a token where the blank before the text
-merges. A text of one endless word keeps its first tokens; there it becomes empty.
+merges. A text of one endless word keeps its first tokens; there it becomes empty. EOS is the
+token itself; there the string `` </s>``, which not every tokenizer knows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from llm2vec.registry import TEXT_MAX_LENGTH, Model
+from llm2vec.registry import MAX_LENGTH, TEXT_MAX_LENGTH, Model
 
 ECHO_TEMPLATE = ("Rewrite the following sentence: ", "\nThe rewritten sentence: ")
 
@@ -33,10 +34,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of one prompt and, for each, whether it is pooled."""
+    """Token ids of one prompt and, for each, whether it is pooled.
+
+    ``cut``: the last token gave way to EOS, so the span is not what it is without EOS.
+    """
 
     ids: list[int]
     span: list[bool]
+    cut: bool = False
 
 
 def format_instruction(instruction: str) -> str:
@@ -50,6 +55,8 @@ def build_prompt(
 ) -> Prompt:
     """The string that is tokenized for one text, and its pooled span."""
     opening, closing = (model.chat if model is not None else None) or ("", "")
+    if closing:
+        text = text.rstrip()  # as the published code does before it closes the chat format
     head = f"{opening}{instruction} " if instruction else opening
     if echo:
         before, again = ECHO_TEMPLATE
@@ -59,22 +66,31 @@ def build_prompt(
 
 
 def shorten(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int = TEXT_MAX_LENGTH
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int = TEXT_MAX_LENGTH,
+    max_length: int = MAX_LENGTH,
 ) -> list[str]:
     """Cut texts of more than ``limit`` tokens by whole words, as the published evaluation does.
 
     The number of words is scaled by limit / length until the text fits; at least one word stays.
+    The length is counted up to ``max_length``, as there: a very long text takes several rounds.
     """
     shortened = list(texts)
     # A token is at least one byte: short strings cannot be too long.
     suspects = [i for i, text in enumerate(texts) if len(text.encode("utf-8", "replace")) > limit]
     while suspects:
-        encoded = tokenizer([shortened[i] for i in suspects], add_special_tokens=False)["input_ids"]
+        encoded = tokenizer(
+            [shortened[i] for i in suspects],
+            add_special_tokens=False,
+            truncation=True,
+            max_length=max_length,
+        )["input_ids"]
         still = []
         for index, ids in zip(suspects, encoded, strict=True):
             words = shortened[index].split()
             if len(ids) > limit and len(words) > 1:
-                kept = max(1, int(len(words) * limit / len(ids)))
+                kept = max(1, int(len(words) * (limit / len(ids))))
                 shortened[index] = " ".join(words[:kept])
                 still.append(index)
         suspects = still
@@ -92,11 +108,11 @@ def tokenize(
     Where nothing is left to pool (an empty text), the last token stands for the text; where there
     is no token at all, BOS (else EOS) is put in.
     """
-    limit = max_length - 1 if append_eos else max_length
+    kept = max_length - 1 if append_eos else max_length
     encoded = tokenizer(
         [p.string for p in prompts],
         truncation=True,
-        max_length=limit,
+        max_length=max_length,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
     )
@@ -111,13 +127,14 @@ def tokenize(
         span = [
             not marked and low < prompt.end and high > prompt.start
             for (low, high), marked in zip(offsets, special, strict=True)
-        ]
-        ids = list(ids) or [_any_special(tokenizer)]
+        ][:kept]
+        cut = len(ids) > kept
+        ids = list(ids)[:kept] or [_any_special(tokenizer)]
         if not any(span):
             span = [False] * (len(ids) - 1) + [True]
         if append_eos:
             ids, span = [*ids, tokenizer.eos_token_id], [*span, False]
-        rows.append(Tokens(ids, span))
+        rows.append(Tokens(ids, span, cut))
     return rows
 
 

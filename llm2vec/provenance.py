@@ -73,17 +73,19 @@ def git_state() -> tuple[str, bool]:
 
 
 def _command() -> str:
-    """The command line, with the repository's own paths made relative."""
-    arguments = list(getattr(sys, "orig_argv", sys.argv))
-    shown = []
-    for index, argument in enumerate(arguments):
-        path = Path(argument)
-        if index == 0:
-            argument = path.name
-        elif path.is_absolute():
-            argument = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
-        shown.append(argument)
-    return shlex.join(shown)
+    """The command line without absolute paths: they say nothing elsewhere, or too much."""
+    interpreter, *arguments = getattr(sys, "orig_argv", sys.argv)
+    return shlex.join([Path(interpreter).name, *map(_relative, arguments)])
+
+
+def _relative(argument: str) -> str:
+    """An argument (or the value in ``--option=value``) as a path in the repository or a name."""
+    whole = Path(argument).is_absolute()
+    option, equals, value = ("", "", argument) if whole else argument.partition("=")
+    path = Path(value)
+    if path.is_absolute():
+        value = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+    return option + equals + value
 
 
 def _version(package: str) -> str:

@@ -123,8 +123,12 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def write_record(record: Record, root: Path) -> Path:
-    """Validate and write; returns the file. Raises :class:`RecordError` on an invalid record."""
+    """Validate and write; returns the file. Raises :class:`RecordError` on an invalid record.
+
+    A secondary score that has no value (nan) becomes null, as JSON has no nan.
+    """
     values = asdict(record)
+    values["scores"] = _without_nan(values["scores"])
     values["hyperparameters_hash"] = hash_of(record.hyperparameters)
     path = record.key.path(root)
     values = json.loads(json.dumps(values))  # tuples become lists, as they will be read
@@ -138,14 +142,26 @@ def write_record(record: Record, root: Path) -> Path:
     return path
 
 
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 # --------------------------------------------------------------------------- reading
 _REQUIRED = {f.name for f in fields(Record)}
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "score": (int, float), "n": int, "schema": int, "dataset": dict, "hyperparameters": dict,
     "provenance": dict, "cost": dict, "scores": dict, "seeds": list, "adapters": list,
     "metric": str, "split": str, "subset": str, "model_revision": str,
+    "interval": (list, type(None)),
 }  # fmt: skip
-_PROVENANCE = ("commit", "dirty", "command", "versions", "device", "dtype")
+_INNER = {
+    "dataset": ("id", "revision", "source", "status"),
+    "provenance": ("commit", "dirty", "command", "versions", "device", "dtype"),
+}
 
 
 def _validate(values: Any, path: Path) -> None:
@@ -165,14 +181,16 @@ def _validate(values: Any, path: Path) -> None:
             fail(name, f"has the wrong type ({type(values[name]).__name__})")
     if values["schema"] != SCHEMA:
         fail("schema", f"is {values['schema']}, this version reads {SCHEMA}")
-    if not math.isfinite(values["score"]) or not -1 <= values["score"] <= 1:
+    if not -1 <= values["score"] <= 1:  # false for nan
         fail("score", f"is {values['score']}, outside -1 to 1")
     interval = values["interval"]
-    if interval is not None and not (len(interval) == 2 and interval[0] <= interval[1]):
+    if interval is not None and not _is_interval(interval):
         fail("interval", f"is {interval}, not (low, high)")
-    for name in _PROVENANCE:
-        if name not in values["provenance"]:
-            fail(f"provenance.{name}", "is missing")
+    for name, inner in ((n, i) for n, names in _INNER.items() for i in names):
+        if inner not in values[name]:
+            fail(f"{name}.{inner}", "is missing")
+    if name := _not_finite(values):
+        fail(name, "is not a finite number")
     if values["hyperparameters_hash"] != hash_of(values["hyperparameters"]):
         fail("hyperparameters_hash", "does not belong to the hyperparameters")
     axes = ("experiment", "model", "variant", "pooling", "task", "setting")
@@ -182,6 +200,21 @@ def _validate(values: Any, path: Path) -> None:
         fail("(axes)", str(error))
     if path.parts[-len(expected.parts) :] != expected.parts:
         fail("(axes)", f"belong to {expected}, not to this place")
+
+
+def _is_interval(value: list[Any]) -> bool:
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
+    return numbers and len(value) == 2 and value[0] <= value[1]
+
+
+def _not_finite(value: Any, name: str = "") -> str | None:
+    """Dotted name of the first nan or infinity, which JSON proper does not have."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else name
+    items = value.items() if isinstance(value, dict) else ()
+    items = enumerate(value) if isinstance(value, list) else items
+    found = (_not_finite(inner, f"{name}.{key}".lstrip(".")) for key, inner in items)
+    return next(filter(None, found), None)
 
 
 def read_record(path: Path) -> Record:

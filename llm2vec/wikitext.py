@@ -8,6 +8,7 @@ be written as text, such as a formula, the whole sentence goes rather than a gap
 
 from __future__ import annotations
 
+import functools
 import html
 import re
 from collections.abc import Callable, Iterator
@@ -181,18 +182,18 @@ def _tidy(text: str) -> str:
 
 
 _ABBREVIATION = re.compile(
-    r"(\b(Mr|Mrs|Ms|Dr|St|Jr|Sr|Prof|Gen|Col|Lt|Capt|Sgt|Sen|Rep|Gov|vs|etc|ca|cf|c|No|Vol|Inc|Co|Ltd"
+    r"(\b(Mr|Mrs|Ms|Dr|St|Jr|Sr|Prof|Gen|Col|Lt|Capt|Sgt|Sen|Rep|Gov|v|vs|etc|ca|cf|c|No|Vol|Inc|Co|Ltd"
     r"|Mt|Ft|approx|fl|ed|trans|[A-Z]|[ie]\.[eg]|[AaPp]\.[Mm]|[A-Z]\.[A-Z])|[A-Z]\.[A-Z]\.[A-Z])\.$"
 )
 _BOUNDARY = re.compile(r"(?<=[.!?])[\"”’')\]]*\s+(?=[\"“‘'(\[]?[A-Z0-9])")
 
 
-def sentences(text: str) -> list[str]:
+@functools.lru_cache(maxsize=10_000)
+def sentences(text: str) -> tuple[str, ...]:
     """The sentences of a paragraph; abbreviations and initials do not end one."""
     found, start = [], 0
     for boundary in _BOUNDARY.finditer(text):
-        end = boundary.end()
         if not _ABBREVIATION.search(text[: boundary.start()]):
-            found.append(text[start:end].strip())
-            start = end
-    return [*found, text[start:].strip()] if text[start:].strip() else found
+            found.append(text[start : boundary.end()].strip())
+            start = boundary.end()
+    return tuple(s for s in (*found, text[start:].strip()) if s)

@@ -1,0 +1,199 @@
+"""From names to records of the word-level experiment: what to measure, measure it, write it.
+
+``raw/word_probing/{model}/{variant}/none/{task}.json`` holds the paper's word alignment;
+whatever departs from the paper's setting is marked: ``{task}@previous.json``,
+``{task}@same-first-200.json``. The demonstration corpus has tasks of its own (``mini-ner``), so
+its scores never stand among those of CoNLL-2003.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from llm2vec.assets import model_revision
+from llm2vec.data import Source
+from llm2vec.encoder import LLM2Vec, load_encoder
+from llm2vec.errors import SettingError, UnknownNameError
+from llm2vec.features import STORED, WordFeatures, word_features
+from llm2vec.loading import adapter_folders, adapter_hash, published_adapters
+from llm2vec.probing import OPTIMIZER, Outcome, alignment_of, probe_task
+from llm2vec.provenance import capture_provenance
+from llm2vec.registry import (
+    PROBE,
+    VARIANTS,
+    WORD_TASKS,
+    Model,
+    Variant,
+    get_model,
+    get_variant,
+    settings_dict,
+    variants_of,
+)
+from llm2vec.results import NONE, Key, Record, is_done, write_record
+from llm2vec.words import (
+    ALIGNMENTS,
+    CORPORA,
+    Alignment,
+    Sentence,
+    corpus_revision,
+    load_corpus,
+    tokenize,
+)
+
+EXPERIMENT = "word_probing"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model and variant on one corpus: what will be measured."""
+
+    model: Model
+    variant: Variant
+    tasks: tuple[str, ...]
+    data: str
+    dtype: str
+    adapters: str = "own"
+    max_sentences: int | None = None
+
+    def key(self, task: str, alignment: Alignment) -> Key:
+        """Key of one measurement; its setting names all that departs from the paper."""
+        marks = [alignment] if alignment != alignment_of(self.variant) else []
+        marks += [self.dtype] if self.dtype != self.model.dtype else []
+        marks += [self.adapters] if self.adapters != "own" else []
+        marks += [f"first-{self.max_sentences}"] if self.max_sentences is not None else []
+        name = task if self.data == "conll2003" else f"{self.data}-{task}"
+        return Key(
+            EXPERIMENT, self.model.name, self.variant.name, NONE, name, "-".join(marks) or None
+        )
+
+    def hyperparameters(self, alignment: Alignment) -> dict[str, Any]:
+        """What decides a score besides adapters and code; its hash tells what is done."""
+        asset = self.model.asset
+        own = {
+            "alignment": alignment,
+            "attention": self.variant.attention,
+            "data": self.data,
+            "data_revision": corpus_revision(self.data),
+            "dtype": self.dtype,
+            "max_sentences": self.max_sentences,
+            "model": self.model.hub_id,
+            "model_revision": model_revision(asset) if asset else self.model.revision,
+            "stored": STORED,
+        }
+        return settings_dict(PROBE) | OPTIMIZER | own
+
+
+def plan(
+    model: str,
+    variant: str,
+    *,
+    task: str | None = None,
+    data: str = "conll2003",
+    dtype: str | None = None,
+    adapters: str = "own",
+    max_sentences: int | None = None,
+) -> Run:
+    """Check every name before anything is loaded; errors list the valid ones."""
+    spec, kind = get_model(model), get_variant(variant)
+    valid = [name for name in variants_of(spec) if not VARIANTS[name].echo]
+    if kind.name not in valid:
+        raise SettingError(f"{model} has no variant {variant!r} here. Valid: {', '.join(valid)}.")
+    if task is not None and task not in WORD_TASKS:
+        raise UnknownNameError("word task", task, WORD_TASKS)
+    if data not in CORPORA:
+        raise UnknownNameError("corpus", data, CORPORA)
+    if adapters not in ("own", "published"):
+        raise UnknownNameError("choice of adapters", adapters, ("own", "published"))
+    if max_sentences is not None and max_sentences < 1:
+        raise SettingError(f"max sentences is {max_sentences}; it must be 1 or more.")
+    tasks = WORD_TASKS if task is None else (task,)
+    return Run(spec, kind, tasks, data, dtype or spec.dtype, adapters, max_sentences)
+
+
+def execute(run: Run, root: Path, device: str | None = None) -> list[Path]:
+    """Measure the tasks under both alignments; returns the files of the records.
+
+    Records that are done are left alone; with nothing to do the backbone is not even loaded.
+    """
+    find = published_adapters if run.adapters == "published" else adapter_folders
+    hashes = tuple(adapter_hash(folder) for folder in find(run.model, run.variant))
+    jobs = [(task, alignment) for task in run.tasks for alignment in ALIGNMENTS]
+    todo = [
+        (task, alignment)
+        for task, alignment in jobs
+        if not is_done(run.key(task, alignment), root, run.hyperparameters(alignment), hashes)
+    ]
+    if todo:
+        corpus, source = load_corpus(run.data, run.max_sentences)
+        encoder = load_encoder(
+            run.model.name, run.variant.name, adapters=run.adapters, dtype=run.dtype, device=device
+        )
+        features = corpus_features(encoder, corpus)
+        for task, alignment in todo:
+            started = time.perf_counter()
+            outcome = probe_task(features, corpus, task, alignment, PROBE)
+            seconds = time.perf_counter() - started
+            cost = total_cost(features.cost, seconds)
+            path = write_record(
+                make_record(run, task, alignment, outcome, encoder, source, cost), root
+            )
+            print(f"{path}: {outcome.score:.4f} ({seconds:.0f} s)", flush=True)
+    return [run.key(task, alignment).path(root) for task, alignment in jobs]
+
+
+def corpus_features(
+    encoder: LLM2Vec, corpus: Mapping[str, Sequence[Sentence]], stored: str = STORED
+) -> WordFeatures:
+    """Features of the words of all splits, cached; :class:`DataError` for a sentence too long."""
+    context = encoder.backbone.config.get_text_config().max_position_embeddings
+    sentences = [sentence for split in corpus.values() for sentence in split]
+    tokens = tokenize(encoder.tokenizer, sentences, min(PROBE.max_length, context))
+    with tqdm(total=len(tokens), unit=" sentences", desc="features", delay=5) as bar:
+        return word_features(encoder, tokens, stored=stored, progress=bar.update)
+
+
+def total_cost(features: Mapping[str, float], probe_seconds: float) -> dict[str, float]:
+    """Cost of a record: the backbone's pass, shared by a variant's records, and its own probes."""
+    return {
+        **features,
+        "seconds": features["seconds"] + probe_seconds,
+        "feature_seconds": features["seconds"],
+        "probe_seconds": probe_seconds,
+        "tokens_per_second": features["tokens"] / max(features["seconds"], 1e-9),
+    }
+
+
+def make_record(
+    run: Run,
+    task: str,
+    alignment: Alignment,
+    outcome: Outcome,
+    encoder: LLM2Vec,
+    source: Source,
+    cost: dict[str, float],
+) -> Record:
+    """The record of one measurement, provenance included."""
+    settings = run.hyperparameters(alignment)
+    origin = capture_provenance(str(encoder.device), run.dtype, encoder.attention_implementation)
+    return Record(
+        **asdict(run.key(task, alignment)),
+        metric="accuracy",
+        score=outcome.score,
+        interval=outcome.interval,
+        scores=outcome.scores,
+        split="test",
+        n=outcome.words,
+        seeds=PROBE.seeds,
+        model_revision=settings["model_revision"],
+        adapters=encoder.adapters,
+        dataset=source.as_dict(),
+        hyperparameters=settings,
+        provenance=origin.as_dict(),
+        cost=cost,
+    )
