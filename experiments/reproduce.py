@@ -8,7 +8,6 @@ baseline. What is done is not measured again. The offline suite is no MTEB: its 
 variants with each other, nothing else.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +31,20 @@ def pairs_to_run(model: str, variant: str | None) -> list[tuple[str, str]]:
     return baseline + [(model, name) for name in ready]
 
 
+def report(results: Path, table: str) -> None:
+    """Regenerate the tables of a results folder, print one, and say where everything lies."""
+    from analysis.build import make_table, write_generated
+    from analysis.collect import load_results
+    from analysis.render import to_terminal
+
+    loaded = load_results(results)
+    write_generated(loaded)
+    print("\n" + to_terminal(make_table(table, loaded)))
+    print(f"Records, one JSON file a number: {results / 'raw'}")
+    print(f"All tables (csv, md, tex):       {results / 'tables'}")
+    print(f"All scores in one file:          {results / 'scores.csv'}")
+
+
 def main(
     results: Annotated[Path, typer.Option(help="Folder of the records.")],
     model: Annotated[str, typer.Option(help="Name in the registry.")] = "smollm2-135m",
@@ -43,7 +56,6 @@ def main(
     """Measure what is missing and print the table."""
     get_suite(suite)
     chosen = pairs_to_run(model, variant)
-    from analysis.summary import print_suite
     from llm2vec.evaluation import execute, plan
 
     runs = [
@@ -52,8 +64,7 @@ def main(
     ]
     for planned in runs:
         execute(planned, skip_missing_data=suite != "offline")
-    print_suite(results, suite)
-    print(f"\nRecords (JSON, one a number): {results / 'raw'}", file=sys.stderr)
+    report(results, "offline" if suite == "offline" else "subset_tasks")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def run(main: Callable[..., None] | typer.Typer) -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        main() if isinstance(main, typer.Typer) else typer.run(main)
+        _as_app(main)()
     except LLM2VecError as error:
         if debug:
             raise
@@ -31,3 +31,11 @@ def run(main: Callable[..., None] | typer.Typer) -> None:
         if stop.code == INTERRUPTED:  # typer turns Ctrl-C into this
             print("interrupted: finished tasks are kept, the same command goes on", file=sys.stderr)
         raise
+
+
+def _as_app(main: Callable[..., None] | typer.Typer) -> typer.Typer:
+    if isinstance(main, typer.Typer):
+        return main
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    return app

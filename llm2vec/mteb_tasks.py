@@ -78,7 +78,7 @@ def load_task(task: Task) -> tuple[AbsTask, Source]:
         built = build_task(task.name)
         built.load_data()
         return built, Source(OFFLINE, built.metadata.dataset["revision"], "asset", "built")
-    loaded = mteb.get_task(task.name)
+    loaded = mteb.get_task(task.name, eval_splits=[task.split])
     if isinstance(loaded, AbsTaskAggregate):
         return loaded, _merge(task, [_fill(part, _part(task, part)) for part in loaded.tasks])
     if task.subset != "default":
