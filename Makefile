@@ -22,11 +22,11 @@ PYTEST := $(RUN) -m pytest --durations=10 $(if $(filter 1,$(JOBS)),,-n "$$JOBS")
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env reproduce reproduce-mteb tables check test test-slow lock clean
+.PHONY: help env reproduce reproduce-mteb reproduce-words reproduce-analyses train tables figures claims check test test-slow lock clean
 
 help: ## list the targets
 	@echo "Usage: make TARGET [NAME=value ...]"; echo
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo; echo "PYTHON=python3.12 picks the interpreter, JOBS=2 runs tests in two processes."
 
 env: $(STAMP) ## build .venv from the pinned lock
@@ -55,8 +55,27 @@ reproduce-mteb: env ## one suite: MODEL= VARIANT= POOLING= SUITE=offline|subset|
 	  $${VARIANT:+--variant="$$VARIANT"} $${POOLING:+--pooling="$$POOLING"} \
 	  --results="$${RESULTS:-$$default}"
 
+reproduce-words: env ## word-level probing on CoNLL-2003: MODEL= VARIANT= RESULTS= (needs its data)
+	$(RUN) experiments/03_word_probing.py --model="$$MODEL" --variant="$${VARIANT:-uni}" \
+	  --results="$${RESULTS:-results}"
+
+reproduce-analyses: env ## pooling leakage and layer similarity: MODEL= VARIANT= RESULTS=
+	$(RUN) experiments/06_pooling_leakage.py --model="$$MODEL" --variant="$${VARIANT:-bi}" \
+	  --results="$${RESULTS:-results}"
+	$(RUN) experiments/07_layer_similarity.py --model="$$MODEL" --results="$${RESULTS:-results}"
+
+train: env ## MNTP, then SimCSE on top of it: MODEL=
+	$(RUN) experiments/01_train_mntp.py --model="$$MODEL"
+	$(RUN) experiments/02_train_simcse.py --model="$$MODEL" --variant=bi-mntp-simcse
+
 tables: env ## regenerate the tables and the README from results/
 	$(RUN) -m analysis.build
+
+figures: env ## the same, and draw the figures
+	$(RUN) -m analysis.build --figures
+
+claims: env ## the paper's claims and whether they hold here
+	@$(RUN) -m analysis.claims
 
 check: env ## style, format, and generated files without a difference
 	$(RUN) -m ruff check .

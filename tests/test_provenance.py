@@ -1,0 +1,202 @@
+"""Where a number comes from: the commit, whether the tree is dirty, the command."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llm2vec import provenance
+from llm2vec.provenance import capture_provenance, git_state
+
+
+def git(repository: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(
+        ["git", "-C", str(repository), *identity, *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The state is read once per process; here, once per test."""
+    monkeypatch.delenv("LLM2VEC_COMMIT", raising=False)
+    git_state.cache_clear()
+    yield
+    git_state.cache_clear()
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clean repository of one commit that stands in for this one."""
+    root = tmp_path / "repository"
+    (root / "llm2vec").mkdir(parents=True)
+    (root / "results" / "raw").mkdir(parents=True)
+    (root / "llm2vec" / "code.py").write_text("x = 1\n")
+    (root / "results" / "raw" / "old.json").write_text("{}\n")
+    (root / ".gitignore").write_text("build/\n")
+    git(root, "init", "--quiet", "--initial-branch=main")
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "-m", "first")
+    monkeypatch.setattr(provenance, "ROOT", root)
+    return root
+
+
+def change_code(root: Path) -> None:
+    (root / "llm2vec" / "code.py").write_text("x = 2\n")
+
+
+def add_code(root: Path) -> None:
+    (root / "llm2vec" / "new.py").write_text("y = 1\n")
+
+
+def stage_code(root: Path) -> None:
+    change_code(root)
+    git(root, "add", ".")
+
+
+def delete_code(root: Path) -> None:
+    (root / "llm2vec" / "code.py").unlink()
+
+
+def add_results_elsewhere(root: Path) -> None:
+    (root / "llm2vec" / "results").mkdir()
+    (root / "llm2vec" / "results" / "x.py").write_text("")
+
+
+def add_record(root: Path) -> None:
+    (root / "results" / "raw" / "new.json").write_text("{}\n")
+
+
+def change_record(root: Path) -> None:
+    (root / "results" / "raw" / "old.json").write_text('{"score": 1}\n')
+
+
+def delete_record(root: Path) -> None:
+    (root / "results" / "raw" / "old.json").unlink()
+
+
+def build(root: Path) -> None:
+    (root / "build").mkdir()
+    (root / "build" / "x.py").write_text("")
+
+
+def nothing(root: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    "change", [change_code, add_code, stage_code, delete_code, add_results_elsewhere]
+)
+def test_changed_code_is_dirty(repository: Path, change: Callable[[Path], None]) -> None:
+    change(repository)
+    assert git_state() == (git(repository, "rev-parse", "HEAD"), True)
+
+
+@pytest.mark.parametrize("change", [nothing, add_record, change_record, delete_record, build])
+def test_results_and_ignored_files_are_not(
+    repository: Path, change: Callable[[Path], None]
+) -> None:
+    """The first record of a grid must not spoil the second."""
+    change(repository)
+    assert git_state() == (git(repository, "rev-parse", "HEAD"), False)
+
+
+def test_the_state_is_read_once(repository: Path) -> None:
+    before = git_state()
+    change_code(repository)
+    assert git_state() == before
+    assert capture_provenance().dirty is False
+
+
+def test_git_knows_better_than_the_environment(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM2VEC_COMMIT", "f" * 40)
+    assert git_state() == (git(repository, "rev-parse", "HEAD"), False)
+
+
+def test_without_git_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setenv("LLM2VEC_COMMIT", f" {'f' * 40}\n")
+    assert git_state() == ("f" * 40, False)
+
+
+def test_a_surrounding_repository_is_not_ours(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installed below somebody else's repository, its commit says nothing about this code."""
+    monkeypatch.setattr(provenance, "ROOT", repository / "llm2vec")
+    assert git_state() == ("unknown", True)
+
+
+def test_an_unknown_commit_counts_as_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    assert git_state() == ("unknown", True)
+
+
+def test_a_broken_repository_counts_as_dirty(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository / ".git" / "HEAD").write_text("nonsense\n")
+    assert git_state() == ("unknown", True)
+
+
+def test_without_the_git_program(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert git_state() == ("unknown", True)
+
+
+# --------------------------------------------------------------------------- command
+def command_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    monkeypatch.setattr(sys, "orig_argv", list(arguments))
+    return capture_provenance().command
+
+
+def test_command_holds_no_absolute_path(
+    tmp_path: Path, repo_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = command_of(
+        monkeypatch,
+        str(tmp_path / "venv" / "bin" / "python"),
+        str(repo_root / "experiments" / "04_mteb_subset.py"),
+        "--model",
+        "smollm2-135m",
+        "--results",
+        str(tmp_path / "my results"),
+        f"--results={tmp_path / 'here'}",
+        f"--results={repo_root / 'build' / 'results'}",
+        f"results={tmp_path / 'a=b'}",
+        str(tmp_path / "a=b"),
+    )
+    assert command == (
+        "python experiments/04_mteb_subset.py --model smollm2-135m --results 'my results' "
+        "--results=here --results=build/results results=a=b a=b"
+    )
+
+
+def test_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = command_of(monkeypatch, "python", "-c", "print('a b')", "--x=a=b", "", "a;b")
+    assert command == """python -c 'print('"'"'a b'"'"')' --x=a=b '' 'a;b'"""
+
+
+def test_provenance_is_plain_json_and_names_versions() -> None:
+    values = capture_provenance("cuda:0", "bfloat16", "sdpa").as_dict()
+    assert json.loads(json.dumps(values)) == values
+    assert (values["device"], values["dtype"]) == ("cuda:0", "bfloat16")
+    assert values["attention_implementation"] == "sdpa"
+    assert values["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert set(values["versions"]) == set(provenance.PACKAGES)
+    assert values["versions"]["numpy"][0].isdigit()
+    assert values["started"].endswith("+00:00")
+
+
+def test_an_absent_package_is_said_to_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "PACKAGES", ("no-such-package",))
+    assert capture_provenance().versions == {"no-such-package": "absent"}
