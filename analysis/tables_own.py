@@ -62,9 +62,10 @@ def _score_text(cells: Cells, names: Names, task: str) -> str:
     return number(score.value) + (f" ({score.mark})" if score.mark and not said else "")
 
 
-def _nothing(name: str, title: str, header: Sequence[str], notes: Sequence[str] = ()) -> Table:
+def _nothing(
+    name: str, title: str, header: Sequence[str], notes: Sequence[str], data: pd.DataFrame
+) -> Table:
     rows = [["not run", *[NOT_RUN] * (len(header) - 1)]]
-    data = pd.DataFrame(columns=[text.lower() for text in header])
     return Table(name, title, header, rows, "l" * len(header), data, tasks="not run", notes=notes)
 
 
@@ -93,7 +94,7 @@ def _summary(
               *(heading(cells, task) for task in tasks), *means]  # fmt: skip
     names = in_order(cells)
     if not names:
-        return _nothing(name, title, header, notes)
+        return _nothing(name, title, header, notes, _tidy({}))
     values = [
         [cells[n][t].value if t in cells[n] else None for t in tasks]
         + [mean_of(exact(cells[n]), members).value for members in means.values()]
@@ -134,7 +135,7 @@ def _intervals(name: str, title: str, cells: Cells, tasks: Sequence[str], origin
     """One row per model, task and variant: a column per pooling, each score with its interval."""
     header = ["Model", "Task", "Variant", *(display_pooling(p) for p in POOLINGS), "own"]
     if not cells:
-        return _nothing(name, title, header, (INTERVAL_NOTE,))
+        return _nothing(name, title, header, (INTERVAL_NOTE,), _tidy({}))
     rows, models, blocks = [], [], []
     pairs = list(dict.fromkeys((m, v) for m, v, _ in in_order(cells)))
     for model in dict.fromkeys(m for m, _ in pairs):
@@ -251,7 +252,7 @@ def _words(name: str, title: str, results: Results, prefix: str) -> Table:
     note = "Accuracy per word times 100, mean ± standard deviation over the probe's seeds."
     names = in_order(cells)
     if not names:
-        return _nothing(name, title, header, (note,))
+        return _nothing(name, title, header, (note,), _word_data({}))
     f1_tasks = [f"{prefix}{task}" for task in ("chunking", "ner")]
     values = [
         [cells[n][t].value if t in cells[n] else None for t in tasks]

@@ -47,7 +47,7 @@ def main(
     if registry is None:
         raise SettingError(f"the registry has no such MNTP setting for {model}")
     from llm2vec.mntp import train_mntp  # after the names are checked: torch loads slowly
-    from llm2vec.training import Options, with_overrides
+    from llm2vec.stage import Options, with_overrides
 
     settings = with_overrides(
         registry, steps=steps, batch_size=batch_size, block_size=block_size, seed=seed,

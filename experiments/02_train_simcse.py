@@ -51,7 +51,7 @@ def main(
     if spec.simcse is None:
         raise SettingError(f"the registry has no SimCSE setting for {model}")
     from llm2vec.simcse import train_simcse  # after the names are checked: torch loads slowly
-    from llm2vec.training import Options, with_overrides
+    from llm2vec.stage import Options, with_overrides
 
     settings = with_overrides(
         spec.simcse, steps=steps, batch_size=batch_size, max_length=max_length, seed=seed,

@@ -16,7 +16,6 @@ from typing import Any
 
 from llm2vec.errors import DataError, SettingError, UnknownNameError
 from llm2vec.paths import cache_dir
-from llm2vec.prompts import format_instruction
 from llm2vec.provenance import capture_provenance, git_state
 from llm2vec.registry import (
     ADAPTER_SOURCES,
@@ -102,6 +101,7 @@ def plan(
 def hyperparameters(run: Run, task: Task, pooling: str) -> dict[str, Any]:
     """What decides a score besides adapters and code; its hash tells whether a record is done."""
     from llm2vec.assets import model_revision
+    from llm2vec.prompts import format_instruction
 
     own = run.variant.attention == "own"
     return {

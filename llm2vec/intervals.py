@@ -137,9 +137,9 @@ def read_predictions(
     task: AbsTask, folder: Path | str, *, split: str = "test", subset: str | None = None
 ) -> Any:
     """What mteb wrote for a task into its ``prediction_folder``."""
-    path = Path(folder) / task.prediction_file_name
+    path, subset = Path(folder) / task.prediction_file_name, _subset(task, subset)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))[_subset(task, subset)][split]
+        return json.loads(path.read_text(encoding="utf-8"))[subset][split]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"{path} has no predictions of {task.metadata.name} for split {split} ({error}). "

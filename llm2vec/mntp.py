@@ -26,19 +26,11 @@ from llm2vec import corpora
 from llm2vec.attention import set_attention
 from llm2vec.errors import DataError, SettingError
 from llm2vec.loading import load_backbone
+from llm2vec.lora import add_lora
 from llm2vec.registry import MNTP, Model
 from llm2vec.runs import RunFolder
-from llm2vec.training import (
-    Options,
-    Stage,
-    StageTrainer,
-    add_lora,
-    hash_samples,
-    run_settings,
-    save_adapter,
-    seed_dropout,
-    train,
-)
+from llm2vec.stage import Options, Stage, hash_samples, run_settings, seed_dropout
+from llm2vec.training import StageTrainer, save_adapter, train
 
 IGNORED = -100
 EVALUATION_TOKENS = 16_384  # of Wikitext's test split, for the accuracy before and after
@@ -121,7 +113,9 @@ class Masker:
             )
             for position, block in samples
         ]  # fmt: skip
-        ids, labels = (torch.from_numpy(np.stack(part).astype(np.int64)) for part in zip(*rows))
+        ids, labels = (
+            torch.from_numpy(np.stack(part).astype(np.int64)) for part in zip(*rows, strict=True)
+        )
         return {"input_ids": ids, "labels": labels, "position": samples[0][0]}
 
 
@@ -153,7 +147,9 @@ def predictions(
     targets = labels[:, 1:]
     labelled = targets != IGNORED
     picked = hidden[:, :-1][labelled]
-    with torch.autocast(picked.device.type, torch.bfloat16, enabled=getattr(model, "autocast", 0)):
+    with torch.autocast(
+        picked.device.type, torch.bfloat16, enabled=getattr(model, "autocast", False)
+    ):
         return head(picked), targets[labelled]
 
 
@@ -255,10 +251,10 @@ def train_mntp(
         data=[source.as_dict() for source in sources], data_hash=hash_samples(blocks),
     )  # fmt: skip
     run = RunFolder(output, identity)
+    if run.check(settings.steps):
+        return output
     micro = max(1, options.max_tokens // settings.block_size)
     trainer = MNTPTrainer(stage, blocks, Masker(tokenizer, settings), settings, options, run, micro)
-    if run.open(settings.steps):
-        return output
     train(trainer)
     note = {"data": [source.as_dict() for source in sources], "data_texts": len(texts)}
     if trainer.is_world_process_zero() and not trainer.is_fsdp_enabled:

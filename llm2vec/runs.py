@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,11 @@ class RunFolder:
         return self.folder / "run"
 
     # ----------------------------------------------------------------- opening
-    def open(self, steps: int) -> bool:
-        """Prepare the folder; True when the run is already finished with that many steps.
+    def check(self, steps: int) -> bool:
+        """Whether the run is already finished with that many steps.
 
-        Raises :class:`SettingError`, with nothing changed, when the folder holds another run.
+        Raises :class:`SettingError`, with nothing changed, when the folder holds another run or
+        cannot be written to.
         """
         self.settings = json.loads(json.dumps(self.settings))
         note, started = self.folder / "provenance.json", self.run / "settings.json"
@@ -66,12 +67,20 @@ class RunFolder:
         last = self.last_checkpoint()
         self._refuse_fewer(_step(last) if last else 0, steps)
         try:
-            write_atomic(started, json.dumps(self.settings, indent=1, sort_keys=True) + "\n")
+            self.run.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SettingError(
                 f"cannot write to {self.folder} ({error.strerror}); choose another --output"
             ) from error
         return False
+
+    def start(self, step: int) -> None:
+        """Leave the settings for whoever goes on, and drop the metrics of later steps."""
+        text = json.dumps(self.settings, indent=1, sort_keys=True)
+        write_atomic(self.run / "settings.json", text + "\n")
+        self.metrics = [line for line in self._read_metrics() if line["step"] <= step]
+        lines = "".join(json.dumps(line) + "\n" for line in self.metrics)
+        write_atomic(self.folder / "metrics.jsonl", lines)
 
     def _compare(self, other: dict[str, Any], where: Path) -> None:
         if hash_of(other) == hash_of(self.settings):
@@ -79,7 +88,7 @@ class RunFolder:
         before, now = dict(_flat(other)), dict(_flat(self.settings))
         changed = [
             f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
-            for name in sorted(before.keys() | now.keys())
+            for name in sorted(before.keys() | now.keys(), key=_importance)
             if before.get(name) != now.get(name)
         ]
         raise SettingError(
@@ -129,19 +138,14 @@ class RunFolder:
                 shutil.rmtree(old, ignore_errors=True)
 
     # ----------------------------------------------------------------- metrics
-    def resume_metrics(self, step: int) -> None:
-        """Keep the lines of steps that are not run again."""
+    def _read_metrics(self) -> Iterator[dict[str, float]]:
         file = self.folder / "metrics.jsonl"
-        self.metrics = []
-        if file.exists():
-            for line in file.read_text(encoding="utf-8").splitlines():
-                try:
-                    values = json.loads(line)
-                except ValueError:  # the line that was being written when the process was killed
-                    continue
-                if values["step"] <= step:
-                    self.metrics.append(values)
-        write_atomic(file, "".join(json.dumps(values) + "\n" for values in self.metrics))
+        if not file.exists():
+            return
+        for line in file.read_text(encoding="utf-8").splitlines():
+            # The line that was being written when the process was killed is left out.
+            with suppress(ValueError):
+                yield json.loads(line)
 
     def add_metrics(self, values: dict[str, float]) -> None:
         """Append one line to ``metrics.jsonl``."""
@@ -179,6 +183,11 @@ def _read_json(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SettingError(f"{file}: not readable ({error}); move its folder away") from error
+
+
+def _importance(name: str) -> tuple[bool, bool, str]:
+    """Sorts what a user chose before what follows from it: stage, learning rate, data hash."""
+    return name.startswith("data"), "." in name, name
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,33 +12,26 @@ The published trainer takes it over the padding too; ``pool_over_padding`` does 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from llm2vec import corpora, gradcache
 from llm2vec.attention import set_attention
-from llm2vec.errors import DataError, SettingError
+from llm2vec.errors import AdapterError, DataError, SettingError
 from llm2vec.loading import adapter_folder, adapter_hash, load_backbone, merge_adapter
+from llm2vec.lora import add_lora
 from llm2vec.pooling import mean_pool
 from llm2vec.prompts import Prompt, Tokens, tokenize
 from llm2vec.registry import Model, SimCSE, Variant
 from llm2vec.runs import RunFolder
-from llm2vec.training import (
-    Options,
-    Stage,
-    StageTrainer,
-    add_lora,
-    hash_samples,
-    run_settings,
-    save_adapter,
-    seed_dropout,
-    train,
-)
+from llm2vec.stage import Options, Stage, hash_samples, run_settings, seed_dropout
+from llm2vec.training import StageTrainer, save_adapter, train
 
 
 # --------------------------------------------------------------------------- loss
@@ -80,7 +73,7 @@ def tokenize_sentences(
     if len(sentences) < max(2, settings.batch_size):
         raise DataError(
             f"the corpus is too short: {len(sentences)} sentences, at least a batch of "
-            f"{max(2, settings.batch_size)} is needed. Give more (--data) or a smaller --batch-size."
+            f"{max(2, settings.batch_size)} is needed. Give more (--data), a smaller --batch-size."
         )
     prompts = [Prompt(sentence, 0, len(sentence)) for sentence in sentences]
     return tokenize(prompts, tokenizer, settings.max_length)
@@ -180,6 +173,8 @@ def build(
 ) -> tuple[SimCSEModel, PreTrainedTokenizerBase, tuple[str, ...]]:
     """Backbone with merged earlier stages and new LoRA, tokenizer, hashes of what was merged."""
     merged = [adapter_folder(model, "mntp")] if "mntp" in variant.stages else []
+    for folder in merged:
+        _check_stage(folder, "mntp")
     backbone, tokenizer = load_backbone(model.name, dtype="float32", device=options.device)
     set_attention(backbone, variant.attention == "bidirectional")
     for folder in merged:
@@ -187,14 +182,19 @@ def build(
     if options.dtype != "float32":
         backbone = backbone.to(torch.bfloat16)
     set_attention_dropout(backbone, settings.attention_dropout)
-    stage = SimCSEModel(_with_lora(backbone, settings), options.dtype)
+    stage = SimCSEModel(add_lora(backbone, settings.lora, settings.seed), options.dtype)
     if options.checkpointing or (options.checkpointing is None and model.parameters > 2e9):
         stage.use_checkpointing()
     return stage, tokenizer, tuple(adapter_hash(folder) for folder in merged)
 
 
-def _with_lora(backbone: PreTrainedModel, settings: SimCSE) -> nn.Module:
-    return add_lora(backbone, settings.lora, settings.seed)
+def _check_stage(folder: Path, stage: str) -> None:
+    """An own adapter says which stage it was trained for."""
+    note = folder / "provenance.json"
+    if note.exists():
+        found = json.loads(note.read_text(encoding="utf-8")).get("stage", stage)
+        if found != stage:
+            raise AdapterError(f"{folder}: an adapter of stage {found!r}, not {stage!r}")
 
 
 def train_simcse(
@@ -225,10 +225,10 @@ def train_simcse(
         data_hash=hash_samples([t.ids for t in tokens]),
     )  # fmt: skip
     run = RunFolder(output, identity)
+    if run.check(settings.steps):
+        return output
     collate = Padder(tokenizer, left=settings.pool_over_padding)
     trainer = SimCSETrainer(stage, tokens, collate, settings, options, run)
-    if run.open(settings.steps):
-        return output
     train(trainer)
     note = {
         "variant": variant.name,

@@ -1,159 +1,44 @@
-"""What both objectives share: LoRA, the Trainer, checkpoints, the finished adapter (paper 2.2, D.1).
+"""The training loop of both objectives, and the adapter it ends in (paper 2.2, D.1).
 
 ``transformers.Trainer`` runs the loop, so ``torchrun`` and ``accelerate launch`` spread it over
-GPUs. Three things are done differently, so that a killed run ends where an undisturbed one does:
+GPUs; the overridden methods with a leading underscore are those of transformers 5.23, which is
+pinned. Different on purpose:
 
-* Sample ``p`` of a run, its order, its mask and its dropout are functions of (seed, ``p``) alone.
-  Nothing has to be replayed when a run goes on, and no state of a random generator to be saved.
 * Checkpoints are safetensors and JSON, written aside and renamed (see ``llm2vec.runs``).
 * The learning rate falls over the registry's horizon (three epochs of the paper's corpus), not
   over the steps that are run.
-
-The backbone is in bfloat16 (as published); LoRA's weights stay in float32 and the forward pass
-runs under autocast, which costs little and lets small updates count.
+* Random numbers are seeded per micro-batch (see ``llm2vec.stage``).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, SequentialSampler
 from tqdm import tqdm
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from llm2vec.errors import SettingError
 from llm2vec.provenance import capture_provenance
-from llm2vec.registry import MNTP, LoRA, Model, SimCSE, settings_dict
+from llm2vec.registry import Model, settings_dict
 from llm2vec.results import sha256_file, write_atomic
 from llm2vec.runs import ADAPTER_WEIGHTS, RunFolder, TrainingError
+from llm2vec.stage import Options, Settings, Stage, Stream, departures
 
-Settings = MNTP | SimCSE
 LAST = 20  # steps whose mean is called the final loss
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a run uses the machine; nothing here changes what is learned, but for ``dtype``.
-
-    ``max_tokens``: tokens of one forward pass (padding counted). ``caching`` (SimCSE): run the
-    forward passes twice instead of keeping their activations. ``checkpointing``: the same within
-    a forward pass, layer by layer; None = from two billion parameters on.
-    """
-
-    dtype: str = "bfloat16"
-    device: str | None = None
-    max_tokens: int = 2048
-    save_every: int = 20
-    caching: bool = True
-    checkpointing: bool | None = None
-
-
-def with_overrides(settings: Settings, **overrides: Any) -> Settings:
-    """The registry's settings with the options that were given (None = not given)."""
-    given = {name: value for name, value in overrides.items() if value is not None}
-    for name in ("steps", "batch_size", "block_size", "max_length", "learning_rate"):
-        if name in given and not given[name] > 0:
-            raise SettingError(f"{name} must be above 0, not {given[name]}")
-    changed = replace(settings, **given)
-    if changed.steps > changed.schedule_steps:
-        raise SettingError(
-            f"{changed.steps} steps reach beyond the schedule's end ({changed.schedule_steps}), "
-            "where the learning rate is 0"
-        )
-    return changed
-
-
-# --------------------------------------------------------------------------- model
-def add_lora(backbone: PreTrainedModel, lora: LoRA, seed: int) -> PeftModel:
-    """New LoRA matrices in float32 on a frozen backbone; the same ones for the same seed."""
-    torch.manual_seed(seed)
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
-        bias="none",
-    )
-    try:
-        model = get_peft_model(backbone, config)
-    except ValueError as error:
-        raise SettingError(f"LoRA does not fit this backbone: {error}") from error
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            # Autocast casts the small matrices; casting the activations to float32 instead would
-            # double their memory.
-            module.cast_input_dtype_enabled = False
-    return model
-
-
-class Stage(nn.Module):
-    """A backbone with LoRA whose forward pass runs under autocast."""
-
-    accepts_loss_kwargs = True  # the Trainer then counts the labels of the whole batch
-
-    def __init__(self, backbone: PeftModel, dtype: str = "float32") -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.autocast = dtype != "float32"
-
-    def states(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Last hidden states (batch, length, hidden)."""
-        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.autocast):
-            return self.backbone(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-            ).last_hidden_state
-
-    def use_checkpointing(self) -> None:
-        """Recompute activations in the backward pass."""
-        self.backbone.base_model.model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
-
-
-# --------------------------------------------------------------------------- data
-class Stream(Dataset):
-    """The samples of a run in the order in which they are used: epoch after epoch, shuffled.
-
-    Item ``p`` is (p, sample); it depends on the samples, the seed and ``p`` alone.
-    """
-
-    def __init__(self, samples: Sequence[Any], length: int, seed: int) -> None:
-        self.samples, self.length, self.seed = samples, length, seed
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, position: int) -> tuple[int, Any]:
-        epoch, index = divmod(position, len(self.samples))
-        if self._order[0] != epoch:
-            generator = np.random.default_rng([self.seed, epoch])
-            self._order = epoch, generator.permutation(len(self.samples))
-        return position, self.samples[int(self._order[1][index])]
-
-
-def seed_dropout(seed: int, position: int, part: int = 0) -> None:
-    """Make the dropout of a forward pass a function of the seed and of what goes through it."""
-    state = np.random.SeedSequence([seed, position, part]).generate_state(1, np.uint64)
-    torch.manual_seed(int(state[0]))
 
 
 # --------------------------------------------------------------------------- Trainer
@@ -232,7 +117,7 @@ class StageTrainer(Trainer):
         """Stop before a loss that is no number reaches the weights."""
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"the loss became {float(loss)} in step {self.state.global_step + 1}; the adapter "
+                f"the loss became {float(loss.detach())} in step {self.state.global_step + 1}; the adapter "
                 f"of the last checkpoint in {self.run.run} is untouched. Lower --learning-rate or "
                 "use --dtype float32."
             )
@@ -360,7 +245,7 @@ def train(trainer: StageTrainer) -> None:
     last = run.last_checkpoint()
     step = int(last.name.rpartition("-")[2]) if last else 0
     if trainer.is_world_process_zero():
-        run.resume_metrics(step)
+        run.start(step)
     trainer.accelerator.wait_for_everyone()
     if step < trainer.settings.steps:
         trainer._clock = time.monotonic()
@@ -369,24 +254,6 @@ def train(trainer: StageTrainer) -> None:
         trainer._load_from_checkpoint(str(last))
     if trainer._bar is not None:
         trainer._bar.close()
-
-
-def departures(settings: Settings, registry: Settings) -> dict[str, Any]:
-    """Where a run leaves the registry's values: {name: {registry, here}}."""
-    ours, theirs = settings_dict(settings), settings_dict(registry)
-    return {k: {"registry": theirs[k], "here": v} for k, v in ours.items() if v != theirs[k]}
-
-
-def run_settings(
-    model: Model, stage: str, settings: Settings, options: Options, **more: Any
-) -> dict[str, Any]:
-    """What decides the result of a run, but for its number of steps."""
-    values = settings_dict(settings)
-    values.pop("steps")
-    return {
-        "model": model.name, "revision": model.revision, "stage": stage, "dtype": options.dtype,
-        "hyperparameters": values, **more,
-    }  # fmt: skip
 
 
 def save_adapter(
@@ -444,11 +311,3 @@ def _adapter_config(backbone: PeftModel, model: Model) -> str:
     config["revision"] = None
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     return json.dumps(plain, indent=1, sort_keys=True, default=str) + "\n"
-
-
-def hash_samples(samples: Sequence[Any]) -> str:
-    """16 hex digits that change with any token, or the order, of the training data."""
-    digest = hashlib.sha256()
-    for row in samples:
-        digest.update(np.int64(len(row)).tobytes() + np.asarray(row, np.int32).tobytes())
-    return digest.hexdigest()[:16]

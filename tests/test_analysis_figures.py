@@ -10,7 +10,7 @@ import synthetic_records as made
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from analysis import build, figure_data, figures
+from analysis import build, figure_data, figures, style
 from analysis.collect import Results, load_results
 from analysis.paper import printed
 from analysis.style import VARIANT_COLOURS
@@ -24,6 +24,12 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Results:
     root = tmp_path_factory.mktemp("results")
     made.add_everything(root)
     return load_results(root)
+
+
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of few pixels, quickly drawn."""
+    monkeypatch.setitem(style._SETTINGS, "savefig.dpi", 80)
 
 
 def bars(axes) -> list[tuple[float, str]]:
@@ -178,7 +184,7 @@ def test_figure5_leaves_other_releases_to_figure9(full: Results) -> None:
 
 
 # --------------------------------------------------------------------------- all of them
-def test_figures_are_written_whole_and_not_blank(full: Results) -> None:
+def test_figures_are_written_whole_and_not_blank(full: Results, coarse: None) -> None:
     written = build.draw_figures(full)
     assert {path.stem for path in written} == set(figures.FIGURES)
     for path in written:
@@ -195,7 +201,7 @@ def test_figures_are_written_whole_and_not_blank(full: Results) -> None:
     assert not list(full.root.glob("figures/*.csv"))
 
 
-def test_drawing_twice_gives_the_same_files(tmp_path: Path) -> None:
+def test_drawing_twice_gives_the_same_files(tmp_path: Path, coarse: None) -> None:
     results = load_results(tmp_path)
     first = {path.name: path.read_bytes() for path in build.draw_figures(results)}
     assert set(first) == {"figure2_paper.pdf", "figure2_paper.png",

@@ -155,3 +155,10 @@ class StubEncoder:
     def pairs(self) -> list[Pair]:
         """Every pair in the order in which it was encoded."""
         return [pair for pairs, _ in self.calls for pair in pairs]
+
+
+def few_resamples(*arguments: Any, **options: Any) -> Any:
+    """The bootstrap with 20 draws: enough to see that it is there."""
+    from llm2vec.intervals import bootstrap_interval
+
+    return bootstrap_interval(*arguments, **options, resamples=20)

@@ -1,0 +1,141 @@
+"""What a training stage is made of, apart from its loop: settings, samples, model.
+
+Sample ``p`` of a run, its order, its mask and its dropout are functions of (seed, ``p``) alone.
+Nothing has to be replayed when a killed run goes on, no state of a random generator saved, and
+two processes see what one would.
+
+The backbone is in bfloat16 (as published); LoRA's weights stay in float32 and the forward pass
+runs under autocast, which costs little and lets small updates count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import nn
+from torch.utils.data import Dataset
+
+from llm2vec.errors import SettingError
+from llm2vec.registry import MNTP, Model, SimCSE, settings_dict
+
+Settings = MNTP | SimCSE
+
+
+# --------------------------------------------------------------------------- settings
+@dataclass(frozen=True)
+class Options:
+    """How a run uses the machine; nothing here changes what is learned, but for ``dtype``.
+
+    ``max_tokens``: tokens of one forward pass (padding counted). ``caching`` (SimCSE): run the
+    forward passes twice instead of keeping their activations. ``checkpointing``: the same within
+    a forward pass, layer by layer; None = from two billion parameters on.
+    """
+
+    dtype: str = "bfloat16"
+    device: str | None = None
+    max_tokens: int = 2048
+    save_every: int = 20
+    caching: bool = True
+    checkpointing: bool | None = None
+
+
+def with_overrides(settings: Settings, **overrides: Any) -> Settings:
+    """The registry's settings with the options that were given (None = not given)."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    for name in ("steps", "batch_size", "block_size", "max_length", "learning_rate"):
+        if name in given and not given[name] > 0:
+            raise SettingError(f"{name} must be above 0, not {given[name]}")
+    changed = replace(settings, **given)
+    if changed.steps > changed.schedule_steps:
+        raise SettingError(
+            f"{changed.steps} steps reach beyond the schedule's end ({changed.schedule_steps}), "
+            "where the learning rate is 0"
+        )
+    return changed
+
+
+def departures(settings: Settings, registry: Settings) -> dict[str, Any]:
+    """Where a run leaves the registry's values: {name: {registry, here}}."""
+    ours, theirs = settings_dict(settings), settings_dict(registry)
+    return {k: {"registry": theirs[k], "here": v} for k, v in ours.items() if v != theirs[k]}
+
+
+def run_settings(
+    model: Model, stage: str, settings: Settings, options: Options, **more: Any
+) -> dict[str, Any]:
+    """What decides the result of a run, but for its number of steps."""
+    values = settings_dict(settings)
+    values.pop("steps")
+    return {
+        "model": model.name, "revision": model.revision, "stage": stage, "dtype": options.dtype,
+        "hyperparameters": values, **more,
+    }  # fmt: skip
+
+
+# --------------------------------------------------------------------------- model
+class Stage(nn.Module):
+    """A backbone with LoRA whose forward pass runs under autocast."""
+
+    accepts_loss_kwargs = True  # the Trainer then counts the labels of the whole batch
+
+    def __init__(self, backbone: PeftModel, dtype: str = "float32") -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.autocast = dtype != "float32"
+
+    def states(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Last hidden states (batch, length, hidden)."""
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.backbone(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            ).last_hidden_state
+
+    def use_checkpointing(self) -> None:
+        """Recompute activations in the backward pass."""
+        self.backbone.base_model.model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+
+
+# --------------------------------------------------------------------------- data
+class Stream(Dataset):
+    """The samples of a run in the order in which they are used: epoch after epoch, shuffled.
+
+    Item ``p`` is (p, sample); it depends on the samples, the seed and ``p`` alone.
+    """
+
+    def __init__(self, samples: Sequence[Any], length: int, seed: int) -> None:
+        self.samples, self.length, self.seed = samples, length, seed
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, position: int) -> tuple[int, Any]:
+        epoch, index = divmod(position, len(self.samples))
+        if self._order[0] != epoch:
+            generator = np.random.default_rng([self.seed, epoch])
+            self._order = epoch, generator.permutation(len(self.samples))
+        return position, self.samples[int(self._order[1][index])]
+
+
+def seed_dropout(seed: int, position: int, part: int = 0) -> None:
+    """Make the dropout of a forward pass a function of the seed and of what goes through it."""
+    state = np.random.SeedSequence([seed, position, part]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]))
+
+
+def hash_samples(samples: Sequence[Any]) -> str:
+    """16 hex digits that change with any token, or the order, of the training data."""
+    digest = hashlib.sha256()
+    for row in samples:
+        digest.update(np.int64(len(row)).tobytes() + np.asarray(row, np.int32).tobytes())
+    return digest.hexdigest()[:16]

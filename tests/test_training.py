@@ -1,0 +1,385 @@
+"""The training loop: order, schedule, checkpoints, guards, and what a run leaves behind."""
+
+import json
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from training_help import LORA, MNTP_SETTINGS, TEXTS, run, start_process, write_texts
+
+from llm2vec.errors import SettingError
+from llm2vec.loading import load_backbone, merge_adapter
+from llm2vec.lora import CPUDropout, add_lora
+from llm2vec.runs import RunFolder, TrainingError
+from llm2vec.stage import Stream, departures, with_overrides
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    return write_texts(tmp_path)
+
+
+def adapter(folder: Path) -> bytes:
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# --------------------------------------------------------------------------- order of samples
+@given(n=st.integers(1, 30), epochs=st.integers(1, 4), seed=st.integers(0, 5))
+def test_stream_shows_every_sample_once_per_epoch(n: int, epochs: int, seed: int) -> None:
+    stream = Stream(list(range(n)), n * epochs, seed)
+    seen = [stream[p][1] for p in range(n * epochs)]
+    for epoch in range(epochs):
+        assert sorted(seen[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+def test_stream_depends_on_seed_and_position_alone() -> None:
+    samples = list(range(50))
+    long, short = Stream(samples, 150, 1), Stream(samples, 60, 1)
+    assert [short[p] for p in reversed(range(60))] == [long[p] for p in reversed(range(60))]
+    assert [Stream(samples, 50, 2)[p] for p in range(50)] != [long[p] for p in range(50)]
+    first, second = ([long[p][1] for p in range(e * 50, e * 50 + 50)] for e in (0, 1))
+    assert first != second
+
+
+# --------------------------------------------------------------------------- settings
+def test_overrides_are_checked_and_recorded() -> None:
+    changed = with_overrides(MNTP_SETTINGS, steps=3, learning_rate=None, seed=7)
+    assert (changed.steps, changed.seed, changed.learning_rate) == (3, 7, 1e-2)
+    assert departures(changed, MNTP_SETTINGS) == {
+        "steps": {"registry": 6, "here": 3},
+        "seed": {"registry": 42, "here": 7},
+    }
+    with pytest.raises(SettingError, match="batch_size must be above 0"):
+        with_overrides(MNTP_SETTINGS, batch_size=0)
+    with pytest.raises(SettingError, match="beyond the schedule's end"):
+        with_overrides(MNTP_SETTINGS, steps=51)
+
+
+def test_lora_is_float32_on_a_frozen_bfloat16_backbone(make_tiny_llama) -> None:
+    body = make_tiny_llama().model.to(torch.bfloat16).base_model
+    named = dict(add_lora(body, LORA, seed=1).named_parameters())
+    trained = {n: p for n, p in named.items() if p.requires_grad}
+    assert trained and all("lora_" in n and p.dtype == torch.float32 for n, p in trained.items())
+    assert all(p.dtype == torch.bfloat16 for n, p in named.items() if n not in trained)
+    assert len(trained) == 2 * 7 * 2  # A and B, seven modules, two layers
+
+
+# --------------------------------------------------------------------------- one whole run
+def test_run_leaves_adapter_provenance_and_metrics(
+    tiny_llama_dir: Path, text: Path, tmp_path: Path
+) -> None:
+    out = run("mntp", tiny_llama_dir, text, tmp_path / "out", seed=7)
+    weights = load_file(out / "adapter_model.safetensors")
+    assert {w.dtype for w in weights.values()} == {torch.bfloat16}
+    assert all(k.startswith("base_model.model.layers.") for k in weights)
+    note = json.loads((out / "provenance.json").read_text())
+    assert note["steps"] == 6 and note["tokens"] == 6 * 4 * 16
+    assert note["epochs"] == pytest.approx(24 / note["samples"], abs=1e-3)
+    assert note["departures"] == {"seed": {"registry": 42, "here": 7}}
+    assert note["data"][0]["source"] == "file"
+    assert note["final_loss"] == pytest.approx(np.mean([x["loss"] for x in lines(out)]))
+    assert note["provenance"]["dtype"] == "float32"
+    assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert [p.name for p in (out / "run").glob("checkpoint-*")] == ["checkpoint-6"]
+    assert not list(out.rglob("*.pt*")) and not list(out.rglob("*.bin"))
+
+
+def test_learning_rate_follows_the_horizon_not_the_steps(
+    tiny_llama_dir: Path, text: Path, tmp_path: Path
+) -> None:
+    out = run("mntp", tiny_llama_dir, text, tmp_path / "out", steps=3, warmup_steps=2)
+    rates = [line["learning_rate"] for line in lines(out)]
+    assert rates == pytest.approx([0.0, 0.5e-2, 1e-2])
+    out = run("mntp", tiny_llama_dir, text, tmp_path / "out2", steps=3)
+    assert [x["learning_rate"] for x in lines(out)] == pytest.approx(
+        [1e-2 * (50 - step) / 50 for step in range(3)]
+    )
+
+
+def test_adapter_as_saved_gives_the_trained_states(
+    tiny_llama_dir: Path, text: Path, tmp_path: Path
+) -> None:
+    out = run("mntp", tiny_llama_dir, text, tmp_path / "out")
+    plain, _ = load_backbone(tiny_llama_dir, dtype="float32", device="cpu")
+    ids = torch.arange(5, 25)[None]
+    before = plain(ids).last_hidden_state.detach()
+    merged = merge_adapter(plain, out)(ids).last_hidden_state.detach()
+    body, _ = load_backbone(tiny_llama_dir, dtype="float32", device="cpu")
+    trained = add_lora(body, LORA, seed=0).eval()
+    saved = load_file(out / "run" / "checkpoint-6" / "lora.safetensors")
+    outcome = trained.load_state_dict(
+        {k.removeprefix("backbone."): v for k, v in saved.items()}, strict=False
+    )
+    assert not outcome.unexpected_keys
+    full = trained(ids).last_hidden_state.detach()
+    moved = (full - before).abs().max()
+    assert moved > 0.1
+    assert (full - merged).abs().max() < 0.05 * moved  # bfloat16 against float32 weights
+
+
+@pytest.mark.parametrize("stage", ["mntp", "bi-simcse"])
+def test_same_seed_same_bits(stage: str, tiny_llama_dir: Path, text: Path, tmp_path: Path) -> None:
+    one = run(stage, tiny_llama_dir, text, tmp_path / "one")
+    two = run(stage, tiny_llama_dir, text, tmp_path / "two")
+    other = run(stage, tiny_llama_dir, text, tmp_path / "other", seed=1)
+    assert adapter(one) == adapter(two)
+    assert [x["loss"] for x in lines(one)] == [x["loss"] for x in lines(two)]
+    assert adapter(one) != adapter(other)
+
+
+# --------------------------------------------------------------------------- going on
+@pytest.mark.parametrize("stage", ["mntp", "bi-simcse"])
+def test_more_steps_go_on_from_a_finished_run(
+    stage: str, tiny_llama_dir: Path, text: Path, tmp_path: Path
+) -> None:
+    whole = run(stage, tiny_llama_dir, text, tmp_path / "whole", steps=5)
+    parts = run(stage, tiny_llama_dir, text, tmp_path / "parts", steps=3)
+    first = lines(parts)
+    assert adapter(parts) != adapter(whole)
+    run(stage, tiny_llama_dir, text, tmp_path / "parts", steps=5)
+    assert adapter(parts) == adapter(whole)
+    assert lines(parts)[:3] == first  # the very same lines: not run again
+    assert [x["step"] for x in lines(parts)] == [1, 2, 3, 4, 5]
+
+
+def test_finished_run_is_left_alone(tiny_llama_dir: Path, text: Path, tmp_path: Path) -> None:
+    out = run("mntp", tiny_llama_dir, text, tmp_path / "out")
+    before = snapshot(out)
+    run("mntp", tiny_llama_dir, text, tmp_path / "out")
+    assert snapshot(out) == before
+
+
+SLOW_STEPS = """
+from llm2vec import mntp, simcse
+import time
+for kind in (mntp.MNTPTrainer, simcse.SimCSETrainer):
+    def slow(self, *args, step=kind.training_step, **kwargs):
+        time.sleep(0.15)
+        return step(self, *args, **kwargs)
+    kind.training_step = slow
+run(A["stage"], Path(A["model"]), Path(A["text"]), Path(A["out"]), steps=14)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["mntp", "bi-simcse"])
+def test_killed_run_goes_on_and_ends_with_the_same_bits(
+    stage: str,
+    tiny_llama_dir: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.set_num_threads(1)  # as the process that is killed
+    whole = run(stage, tiny_llama_dir, text, tmp_path / "whole", steps=14)
+    out = tmp_path / "killed"
+    arguments = {"stage": stage, "model": str(tiny_llama_dir), "text": str(text), "out": str(out)}
+    process = start_process(SLOW_STEPS, arguments)
+    metrics = out / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and metrics.read_text().count("\n") >= 7:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.02)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
+    assert not (out / "adapter_model.safetensors").exists()
+    saved = RunFolder(out, {}).last_checkpoint()
+    assert saved is not None and 6 <= int(saved.name.partition("-")[2]) < 14
+
+    counted: list[int] = []
+    from llm2vec.training import StageTrainer
+
+    log = StageTrainer.log
+
+    def counting(self, logs, start_time=None):
+        counted.append(self.state.global_step)
+        log(self, logs, start_time)
+
+    monkeypatch.setattr(StageTrainer, "log", counting)
+    run(stage, tiny_llama_dir, text, out, steps=14)
+    assert sorted(set(counted)) == list(range(int(saved.name.partition("-")[2]) + 1, 15))
+    assert adapter(out) == adapter(whole)
+    assert [x["loss"] for x in lines(out)] == [x["loss"] for x in lines(whole)]
+
+
+def test_half_written_files_are_no_obstacle(
+    tiny_llama_dir: Path, text: Path, tmp_path: Path
+) -> None:
+    whole = run("mntp", tiny_llama_dir, text, tmp_path / "whole", steps=6)
+    out = run("mntp", tiny_llama_dir, text, tmp_path / "out", steps=4)
+    (out / "adapter_model.safetensors").unlink()
+    (out / "provenance.json").unlink()
+    partial = out / "run" / ".partial" / "checkpoint-6"
+    partial.mkdir(parents=True)
+    (partial / "lora.safetensors").write_bytes(b"half")
+    with open(out / "metrics.jsonl", "a", encoding="utf-8") as handle:
+        handle.write('{"step": 5, "lo')
+    run("mntp", tiny_llama_dir, text, out, steps=6)
+    assert adapter(out) == adapter(whole)
+    assert [x["step"] for x in lines(out)] == [1, 2, 3, 4, 5, 6]
+
+
+# --------------------------------------------------------------------------- refusals
+def test_other_settings_in_the_same_folder_are_refused(
+    tiny_llama_dir: Path, text: Path, tmp_path: Path
+) -> None:
+    out = run("mntp", tiny_llama_dir, text, tmp_path / "out", steps=4)
+    before = snapshot(out)
+    with pytest.raises(SettingError, match=r"learning_rate was 0.01, now 0.5"):
+        run("mntp", tiny_llama_dir, text, out, steps=4, learning_rate=0.5)
+    with pytest.raises(SettingError, match="already trained for 4 steps"):
+        run("mntp", tiny_llama_dir, text, out, steps=2)
+    with pytest.raises(SettingError, match="stage was 'mntp', now 'bi-simcse'"):
+        run("bi-simcse", tiny_llama_dir, text, out)
+    text.write_text("\n".join(reversed(TEXTS)), encoding="utf-8")
+    with pytest.raises(SettingError, match="data_hash"):
+        run("mntp", tiny_llama_dir, text, out, steps=4)
+    assert snapshot(out) == before
+    # The same without the finished adapter: the run itself knows its settings.
+    (out / "adapter_model.safetensors").unlink()
+    with pytest.raises(SettingError, match="holds another run"):
+        run("mntp", tiny_llama_dir, text, out, steps=4, learning_rate=0.5)
+    # And an adapter of unknown origin is not overwritten.
+    shutil.rmtree(out / "run")
+    (out / "provenance.json").unlink()
+    (out / "adapter_model.safetensors").write_bytes(b"somebody's")
+    with pytest.raises(SettingError, match="holds another run"):
+        run("mntp", tiny_llama_dir, text, out, steps=4)
+
+
+def test_damaged_checkpoint_is_named(tiny_llama_dir: Path, text: Path, tmp_path: Path) -> None:
+    out = run("mntp", tiny_llama_dir, text, tmp_path / "out", steps=4)
+    file = out / "run" / "checkpoint-4" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(TrainingError, match=r"optimizer.safetensors: damaged .* delete"):
+        run("mntp", tiny_llama_dir, text, out, steps=6)
+
+
+def test_loss_that_is_no_number_stops_the_run(
+    tiny_llama_dir: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm2vec.mntp import MNTPModel
+
+    good, calls = MNTPModel.forward, []
+
+    def bad(self, input_ids, labels):
+        calls.append(1)  # two micro-batches a step: the sixth call is in step 3
+        return good(self, input_ids, labels) * (float("nan") if len(calls) == 6 else 1.0)
+
+    whole = run("mntp", tiny_llama_dir, text, tmp_path / "whole")
+    monkeypatch.setattr(MNTPModel, "forward", bad)
+    with pytest.raises(TrainingError, match="loss became nan in step 3"):
+        run("mntp", tiny_llama_dir, text, tmp_path / "out")
+    monkeypatch.setattr(MNTPModel, "forward", good)
+    out = tmp_path / "out"
+    assert [p.name for p in (out / "run").glob("checkpoint-*")] == ["checkpoint-2"]
+    run("mntp", tiny_llama_dir, text, out)
+    assert adapter(out) == adapter(whole)
+
+
+def test_folder_that_cannot_be_written_is_an_error(
+    tiny_llama_dir: Path, text: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    with pytest.raises(SettingError, match="cannot write to"):
+        run("mntp", tiny_llama_dir, text, file / "out")
+
+
+# --------------------------------------------------------------------------- several processes
+ONE_OF_TWO = """
+import torch
+from llm2vec.training import StageTrainer
+clip = StageTrainer._clip_grad_norm
+def keep(self, model):
+    grads = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
+    if self.is_world_process_zero() and self.state.global_step == 0:
+        torch.save(grads, A["grads"])
+    return clip(self, model)
+StageTrainer._clip_grad_norm = keep
+run(A["stage"], Path(A["model"]), Path(A["text"]), Path(A["out"]), A["options"], steps=2,
+    lora=LoRA(r=4, alpha=8, dropout=0.0), **A["changes"])
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "changes", "options"),
+    [
+        ("mntp", {}, {}),
+        ("bi-simcse", {"attention_dropout": 0.0}, {"caching": True}),
+        ("bi-simcse", {"attention_dropout": 0.0}, {"caching": False}),
+    ],
+)
+def test_two_processes_give_the_gradients_of_one(
+    stage: str, changes: dict, options: dict, tiny_llama_dir: Path, text: Path, tmp_path: Path
+) -> None:
+    def start(name: str, processes: int) -> list:
+        arguments = {
+            "stage": stage, "model": str(tiny_llama_dir), "text": str(text),
+            "out": str(tmp_path / name), "grads": str(tmp_path / f"{name}.pt"),
+            "changes": changes, "options": options,
+        }  # fmt: skip
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        ranks = [
+            {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(processes), **shared}
+            for r in range(processes)
+        ]
+        return [start_process(ONE_OF_TWO, arguments, **(e if processes > 1 else {})) for e in ranks]
+
+    for process in [*start("one", 1), *start("two", 2)]:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors[-2000:]
+    one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in ("one", "two"))
+    assert one.keys() == two.keys() and len(one) == 28
+    largest = max(g.abs().max() for g in one.values())
+    assert largest > 1e-3
+    for name, gradient in one.items():
+        assert torch.allclose(gradient, two[name], rtol=1e-4, atol=1e-5 * largest), name
+    single, double = lines(tmp_path / "one"), lines(tmp_path / "two")
+    for key in ("loss", "grad_norm", "learning_rate", "tokens"):
+        assert [x[key] for x in double] == pytest.approx([x[key] for x in single], rel=1e-4), key
+    assert json.loads((tmp_path / "two" / "provenance.json").read_text())["processes"] == 2
+
+
+# --------------------------------------------------------------------------- dropout
+@given(p=st.floats(0.01, 0.9), odd=st.integers(1, 7))
+def test_cpu_dropout_is_dropout(p: float, odd: int) -> None:
+    torch.manual_seed(odd)
+    x = torch.ones(300, 100 + odd, requires_grad=True)
+    layer = CPUDropout(p)
+    y = layer(x)
+    kept = y != 0
+    assert float(kept.float().mean()) == pytest.approx(1 - p, abs=0.02)
+    assert torch.allclose(y[kept], torch.tensor(1 / (1 - p)), rtol=1e-5)
+    for part in range(4):  # each of the four that share a random number, and each with its next
+        assert float(kept.ravel()[part::4].float().mean()) == pytest.approx(1 - p, abs=0.03)
+    both = (kept.ravel()[:-1] & kept.ravel()[1:]).float().mean()
+    assert float(both) == pytest.approx((1 - p) ** 2, abs=0.03)
+    y.sum().backward()
+    assert torch.equal(x.grad, y)
+    assert torch.equal(layer.eval()(x), x)
