@@ -284,19 +284,23 @@ def _interval(loaded: AbsTask, task: Task, predictions: str) -> Interval | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without mteb's advice to take a task's successor, and sklearn's on empty classes."""
+    """Without mteb's advice to take a task's successor, and bars and warnings of small steps."""
 
     def keep(entry: logging.LogRecord) -> bool:
         return "superseded" not in entry.getMessage()
 
     logger = logging.getLogger("mteb.abstasks.abstask")
     logger.addFilter(keep)
+    bars = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.removeFilter(keep)
+        if bars:
+            datasets.enable_progress_bars()
 
 
 def _mteb_scores(
@@ -308,7 +312,7 @@ def _mteb_scores(
             loaded,
             cache=None,
             co2_tracker=False,
-            encode_kwargs={"batch_size": 64},
+            encode_kwargs={"batch_size": 64, "show_progress_bar": False},
             prediction_folder=predictions,
             show_progress_bar=False,
         )
