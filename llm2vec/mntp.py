@@ -29,7 +29,14 @@ from llm2vec.loading import load_backbone
 from llm2vec.lora import add_lora
 from llm2vec.registry import MNTP, Model
 from llm2vec.runs import RunFolder
-from llm2vec.stage import Options, Stage, hash_samples, run_settings, seed_dropout
+from llm2vec.stage import (
+    Options,
+    Stage,
+    hash_samples,
+    run_settings,
+    seed_dropout,
+    storage_dtype,
+)
 from llm2vec.training import StageTrainer, save_adapter, train
 
 IGNORED = -100
@@ -218,7 +225,7 @@ def build(
 ) -> tuple[MNTPModel, PreTrainedTokenizerBase]:
     """The bidirectional backbone with new LoRA and its frozen head."""
     language_model, tokenizer = load_backbone(
-        model.name, dtype=options.dtype, device=options.device, head=True
+        model.name, dtype=storage_dtype(options), device=options.device, head=True
     )
     check_head(language_model)
     set_attention(language_model, True)

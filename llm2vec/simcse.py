@@ -24,13 +24,20 @@ from transformers import PreTrainedTokenizerBase
 from llm2vec import corpora, gradcache
 from llm2vec.attention import set_attention
 from llm2vec.errors import AdapterError, DataError, SettingError
-from llm2vec.loading import adapter_folder, adapter_hash, load_backbone, merge_adapter
+from llm2vec.loading import DTYPES, adapter_folder, adapter_hash, load_backbone, merge_adapter
 from llm2vec.lora import add_lora
 from llm2vec.pooling import mean_pool
 from llm2vec.prompts import Prompt, Tokens, tokenize
 from llm2vec.registry import Model, SimCSE, Variant
 from llm2vec.runs import RunFolder
-from llm2vec.stage import Options, Stage, hash_samples, run_settings, seed_dropout
+from llm2vec.stage import (
+    Options,
+    Stage,
+    hash_samples,
+    run_settings,
+    seed_dropout,
+    storage_dtype,
+)
 from llm2vec.training import StageTrainer, save_adapter, train
 
 
@@ -179,8 +186,7 @@ def build(
     set_attention(backbone, variant.attention == "bidirectional")
     for folder in merged:
         backbone = merge_adapter(backbone, folder, model.name)
-    if options.dtype != "float32":
-        backbone = backbone.to(torch.bfloat16)
+    backbone = backbone.to(DTYPES[storage_dtype(options)])
     set_attention_dropout(backbone, settings.attention_dropout)
     stage = SimCSEModel(add_lora(backbone, settings.lora, settings.seed), options.dtype)
     if options.checkpointing or (options.checkpointing is None and model.parameters > 2e9):

@@ -2,7 +2,7 @@
 
 Sample ``p`` of a run, its order, its mask and its dropout are functions of (seed, ``p``) alone.
 Nothing has to be replayed when a killed run goes on, no state of a random generator saved, and
-two processes see what one would.
+two processes see the samples and masks that one would.
 
 The backbone is in bfloat16 (as published); LoRA's weights stay in float32 and the forward pass
 runs under autocast, which costs little and lets small updates count.
@@ -11,6 +11,7 @@ runs under autocast, which costs little and lets small updates count.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,6 +44,12 @@ class Options:
     save_every: int = 20
     caching: bool = True
     checkpointing: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("bfloat16", "float32"):
+            raise SettingError(f"unknown dtype {self.dtype!r}. Valid: bfloat16, float32.")
+        if self.max_tokens < 1 or self.save_every < 1:
+            raise SettingError("max_tokens and save_every must be 1 or more")
 
 
 def with_overrides(settings: Settings, **overrides: Any) -> Settings:
@@ -78,6 +85,11 @@ def run_settings(
     }  # fmt: skip
 
 
+def storage_dtype(options: Options) -> str:
+    """dtype in which the backbone is kept: float32 where FSDP shards it and casts by itself."""
+    return "float32" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else options.dtype
+
+
 # --------------------------------------------------------------------------- model
 class Stage(nn.Module):
     """A backbone with LoRA whose forward pass runs under autocast."""
@@ -87,6 +99,7 @@ class Stage(nn.Module):
     def __init__(self, backbone: PeftModel, dtype: str = "float32") -> None:
         super().__init__()
         self.backbone = backbone
+        self._no_split_modules = backbone.base_model.model._no_split_modules  # units of FSDP
         self.autocast = dtype != "float32"
 
     def states(

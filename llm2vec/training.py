@@ -25,6 +25,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, SequentialSampler
 from tqdm import tqdm
@@ -116,15 +117,15 @@ class StageTrainer(Trainer):
     def guard(self, loss: torch.Tensor) -> None:
         """Stop before a loss that is no number reaches the weights."""
         if not torch.isfinite(loss):
+            step = self.state.global_step + 1
             raise TrainingError(
-                f"the loss became {float(loss.detach())} in step {self.state.global_step + 1}; the adapter "
-                f"of the last checkpoint in {self.run.run} is untouched. Lower --learning-rate or "
-                "use --dtype float32."
+                f"the loss became {float(loss.detach())} in step {step}; the last checkpoint in "
+                f"{self.run.run} is untouched. Lower --learning-rate or use --dtype float32."
             )
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         norm = super()._clip_grad_norm(model)
-        self.guard(torch.as_tensor(norm))
+        self.guard(norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm))
         return norm
 
     # ----------------------------------------------------------------- metrics
@@ -158,66 +159,50 @@ class StageTrainer(Trainer):
 
     # ----------------------------------------------------------------- checkpoints
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
-        step = self.state.global_step
-        if self.is_fsdp_enabled:  # sharded: the Trainer's own files, moved when all are there
-            if self.is_world_process_zero():
-                self.run.partial(step).mkdir(parents=True, exist_ok=True)
-            self.accelerator.wait_for_everyone()
-            self.args.output_dir = str(self.run.partial(step).parent)
-            super()._save_checkpoint(model, trial)
-            self.args.output_dir = str(self.run.run)
-            self.accelerator.wait_for_everyone()
-            if self.is_world_process_zero():
-                self.run.seal(step)
-        elif self.is_world_process_zero():
-            with self.run.writing_checkpoint(step) as folder:
-                save_file(self._lora(), folder / "lora.safetensors")
-                save_file(self._moments(), folder / "optimizer.safetensors")
+        lora, moments = self.lora(), self._moments()  # gathered by all where they are sharded
+        if self.is_world_process_zero():
+            with self.run.writing_checkpoint(self.state.global_step) as folder:
+                save_file(lora, folder / "lora.safetensors")
+                save_file(moments, folder / "optimizer.safetensors")
                 self.state.save_to_json(str(folder / "trainer_state.json"))
         self.accelerator.wait_for_everyone()
 
-    def _lora(self) -> dict[str, torch.Tensor]:
+    def _trained(self) -> dict[str, nn.Parameter]:
         named = self.accelerator.unwrap_model(self.model).named_parameters()
-        return {name: p.detach().contiguous() for name, p in named if p.requires_grad}
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+    def lora(self) -> dict[str, torch.Tensor]:
+        """The trained matrices by name, whole and on the CPU; all processes must call it."""
+        return {name: _whole(parameter) for name, parameter in self._trained().items()}
 
     def _moments(self) -> dict[str, torch.Tensor]:
         state = self._adam().state
-        named = self.accelerator.unwrap_model(self.model).named_parameters()
         return {
-            f"{key}/{name}": value.contiguous()
-            for name, p in named
-            if p in state
-            for key, value in state[p].items()
+            f"{key}/{name}": _whole(value)
+            for name, parameter in self._trained().items()
+            for key, value in state.get(parameter, {}).items()
         }
 
     def _adam(self) -> torch.optim.Optimizer:
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
         saved = _load_tensors(Path(resume_from_checkpoint) / "lora.safetensors")
-        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        if saved.keys() != named.keys():
+        trained = self._trained()
+        if saved.keys() != trained.keys():
             raise TrainingError(f"{resume_from_checkpoint}: of another model; move it away")
         with torch.no_grad():
-            for name, parameter in named.items():
-                parameter.copy_(saved[name])
+            for name, parameter in trained.items():
+                parameter.copy_(_like(saved[name], parameter))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        if self.is_fsdp_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        adam, saved = self._adam(), _load_tensors(Path(checkpoint) / "optimizer.safetensors")
-        named = dict(self.accelerator.unwrap_model(self.model).named_parameters())
-        for entry, value in saved.items():
+        adam, trained = self._adam(), self._trained()
+        for entry, value in _load_tensors(Path(checkpoint) / "optimizer.safetensors").items():
             key, name = entry.split("/", 1)
-            parameter = named[name]
-            device = "cpu" if key == "step" else parameter.device
-            adam.state[parameter][key] = value.to(device)
+            value = value if key == "step" else _like(value, trained[name])
+            adam.state[trained[name]][key] = value
         scheduler = self.lr_scheduler
         scheduler.last_epoch = self.state.global_step
         for group, base, factor in zip(
@@ -227,6 +212,20 @@ class StageTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing to load: see ``seed_dropout``."""
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach()
+    tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.cpu().contiguous()
+
+
+def _like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """``value`` on the device of a parameter, sharded as that is."""
+    value = value.to(parameter.device)
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    return value
 
 
 def _load_tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -265,15 +264,13 @@ def save_adapter(
     that declares the run finished. All processes call it, the first one writes.
     """
     stage = trainer.accelerator.unwrap_model(trainer.model)
-    state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
-    if state is not None:
-        state = {k.removeprefix("backbone."): v for k, v in state.items()}
-    weights = get_peft_model_state_dict(stage.backbone, state_dict=state)
+    state = {name.removeprefix("backbone."): value for name, value in trainer.lora().items()}
     if not trainer.is_world_process_zero():
         return
     run, settings = trainer.run, trainer.settings
     folder = run.folder
-    weights = {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in weights.items()}
+    weights = get_peft_model_state_dict(stage.backbone, state_dict=state)
+    weights = {name: value.to(torch.bfloat16).contiguous() for name, value in weights.items()}
     partial = folder / f".{ADAPTER_WEIGHTS}"
     save_file(weights, partial, metadata={"format": "pt"})
     partial.replace(folder / ADAPTER_WEIGHTS)

@@ -192,14 +192,6 @@ def test_wrong_names_and_folders_are_explained(tmp_path: Path) -> None:
         run_build("--results", str(tmp_path / "nowhere"))
 
 
-def test_committed_files_are_up_to_date() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "analysis.build", "--check"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-
-
 def test_analysis_needs_no_torch() -> None:
     modules = sorted(path.stem for path in (ROOT / "analysis").glob("*.py"))
     code = (

@@ -19,7 +19,7 @@ from llm2vec.errors import SettingError
 from llm2vec.loading import load_backbone, merge_adapter
 from llm2vec.lora import CPUDropout, add_lora
 from llm2vec.runs import RunFolder, TrainingError
-from llm2vec.stage import Stream, departures, with_overrides
+from llm2vec.stage import Options, Stream, departures, with_overrides
 
 
 @pytest.fixture
@@ -69,6 +69,10 @@ def test_overrides_are_checked_and_recorded() -> None:
         with_overrides(MNTP_SETTINGS, batch_size=0)
     with pytest.raises(SettingError, match="beyond the schedule's end"):
         with_overrides(MNTP_SETTINGS, steps=51)
+    with pytest.raises(SettingError, match="unknown dtype 'float16'"):
+        Options(dtype="float16")
+    with pytest.raises(SettingError, match="must be 1 or more"):
+        Options(save_every=0)
 
 
 def test_lora_is_float32_on_a_frozen_bfloat16_backbone(make_tiny_llama) -> None:

@@ -1,0 +1,125 @@
+"""Texts to train on: where they come from, what stands in for them, what is said about it."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from llm2vec import corpora
+from llm2vec.errors import AssetError, DataError
+
+PARAGRAPHS = ["Dr. Smith lived in Rome. He wrote three books there.", "A second paragraph is here."]
+
+
+@pytest.fixture
+def small_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A mirror with a few rows of each corpus; no hub, and a small embedded sample."""
+    tables = {
+        "wikitext-103-raw-v1/test.parquet": {"text": ["", " = A = \n", " One row . \n"]},
+        "wikitext-103-raw-v1/train.parquet": {"text": [" Training row . \n", ""]},
+        "wiki-sentences/train.parquet": {
+            "text": ["It rains and it snows.", "It rains.", "It snows.", "The sun shines."],
+            "source": ["wiki-split complex", "wiki-split simple", "wiki-split simple", "own"],
+        },
+    }
+    for name, columns in tables.items():
+        file = tmp_path / "mirror" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(columns).to_parquet(file)
+    (tmp_path / "mirror" / "MANIFEST.csv").write_text(
+        "dataset,file,status\nwiki-sentences,train.parquet,stand-in\n"
+    )
+    monkeypatch.setenv("LLM2VEC_DATA", str(tmp_path / "mirror"))
+    monkeypatch.setattr("llm2vec.offline_corpora.training_paragraphs", lambda: PARAGRAPHS)
+    return tmp_path / "mirror"
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+
+
+def test_wikitext_train_is_preferred(small_mirror: Path) -> None:
+    texts, sources = corpora.training_texts()
+    assert texts == ["Training row ."]
+    assert [(s.id, s.source) for s in sources] == [("Salesforce/wikitext", "mirror")]
+    assert corpora.wikitext("test")[0] == ["= A =", "One row ."]
+
+
+def test_without_the_train_split_other_text_stands_in_and_says_so(
+    small_mirror: Path, no_hub: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (small_mirror / "wikitext-103-raw-v1" / "train.parquet").unlink()
+    texts, sources = corpora.training_texts()
+    assert set(PARAGRAPHS) < set(texts) and "It rains." in texts
+    assert [s.source for s in sources] == ["mirror", "asset"]
+    assert "stand-in" in sources[0].status and sources[1].status == corpora.STAND_IN
+    assert "train split is not to be had" in capsys.readouterr().err
+
+
+def test_sentences_leave_out_near_paraphrases(small_mirror: Path, no_hub: None) -> None:
+    texts, _ = corpora.training_sentences()
+    assert texts[:2] == ["It rains and it snows.", "The sun shines."]
+    assert texts[2:] == [
+        "Dr. Smith lived in Rome.", "He wrote three books there.", "A second paragraph is here."
+    ]  # fmt: skip
+
+
+def test_sentences_of_the_hub_are_used_where_there_is_no_mirror(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "wiki1m_for_simcse.txt"
+    file.write_text("One sentence.\n\nAnother one.\n", encoding="utf-8")
+    asked = []
+
+    def download(repository: str, name: str, **kwargs: object) -> str:
+        asked.append((repository, name, kwargs["repo_type"]))
+        return str(file)
+
+    monkeypatch.delenv("LLM2VEC_DATA", raising=False)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    texts, sources = corpora.training_sentences()
+    assert texts == ["One sentence.", "Another one."]
+    assert asked == [("princeton-nlp/datasets-for-simcse", "wiki1m_for_simcse.txt", "dataset")]
+    assert (sources[0].source, sources[0].status) == ("hub", "exact")
+
+
+def test_no_text_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch, no_hub: None) -> None:
+    def refuse() -> list[str]:
+        raise AssetError("no network")
+
+    monkeypatch.delenv("LLM2VEC_DATA", raising=False)
+    monkeypatch.setattr("llm2vec.offline_corpora.training_paragraphs", refuse)
+    for texts in (corpora.training_texts, corpora.training_sentences):
+        with pytest.raises(DataError, match=r"no training text: .* --data"):
+            texts()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("Größe\n".encode("latin-1"), "is not UTF-8 (byte 2)"),
+        (b"", "holds no text"),
+        (b"\n  \n", "holds no text"),
+        (None, "cannot read"),
+    ],
+)
+def test_bad_text_files(tmp_path: Path, content: bytes | None, message: str) -> None:
+    file = tmp_path / "texts.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        corpora.read_text_file(file)
+    assert message in str(caught.value) and "texts.txt" in str(caught.value)
+
+
+def test_text_file_is_read_by_lines_and_hashed(tmp_path: Path) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("Größe.\n\n  Zwei. \n", encoding="utf-8")
+    texts, (source,) = corpora.training_texts(file)
+    assert texts == ["Größe.", "Zwei."] == corpora.training_sentences(file)[0]
+    assert source.source == "file" and len(source.revision) == 16
