@@ -105,7 +105,8 @@ def to_terminal(table: Table) -> str:
     """The shown cells as aligned plain text, the best marked with a star."""
     rows = [[c.text + ("*" if c.bold else "") for c in map(_cell, row)] for row in table.rows]
     text = tabulate(rows, headers=list(table.header), disable_numparse=True)
-    return "\n".join([table.title, "", text, "", *table.notes]) + "\n"
+    notes = [note.replace("bold: the best", "*: the best") for note in table.notes]
+    return "\n".join([table.title, "", text, "", *notes]) + "\n"
 
 
 # --------------------------------------------------------------------------- markdown

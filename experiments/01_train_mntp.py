@@ -35,7 +35,7 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Folder of adapter and run.")] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
     device: Annotated[str | None, typer.Option(help="cuda or cpu; default: what is there.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass.")] = 2048,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward pass.")] = None,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 20,
     checkpointing: Annotated[
         bool | None, typer.Option(help="Recompute activations; default: above 2e9 parameters.")

@@ -39,7 +39,7 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Folder of adapter and run.")] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
     device: Annotated[str | None, typer.Option(help="cuda or cpu; default: what is there.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass.")] = 2048,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward pass.")] = None,
     caching: Annotated[bool, typer.Option(help="Less memory, a third more time.")] = True,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 20,
     checkpointing: Annotated[

@@ -260,7 +260,7 @@ def train_mntp(
     run = RunFolder(output, identity)
     if run.check(settings.steps):
         return output
-    micro = max(1, options.max_tokens // settings.block_size)
+    micro = max(1, options.pass_tokens // settings.block_size)
     trainer = MNTPTrainer(stage, blocks, Masker(tokenizer, settings), settings, options, run, micro)
     train(trainer)
     note = {"data": [source.as_dict() for source in sources], "data_texts": len(texts)}

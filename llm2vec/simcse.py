@@ -143,7 +143,7 @@ class SimCSETrainer(StageTrainer):
         if whole:  # every part as long as the whole batch, and all of it pooled
             inputs["span"] = torch.ones_like(inputs["span"])
             lengths = [inputs["mask"].shape[1]] * len(lengths)
-        parts = parts_by_length(lengths, self.options.max_tokens)
+        parts = parts_by_length(lengths, self.options.pass_tokens)
 
         def encode(part: int) -> torch.Tensor:
             seed_dropout(self.settings.seed, position, part)

@@ -31,16 +31,17 @@ Settings = MNTP | SimCSE
 # --------------------------------------------------------------------------- settings
 @dataclass(frozen=True)
 class Options:
-    """How a run uses the machine; nothing here changes what is learned, but for ``dtype``.
+    """How a run uses the machine; only ``dtype`` changes more than rounding and dropout's draws.
 
-    ``max_tokens``: tokens of one forward pass (padding counted). ``caching`` (SimCSE): run the
-    forward passes twice instead of keeping their activations. ``checkpointing``: the same within
-    a forward pass, layer by layer; None = from two billion parameters on.
+    ``max_tokens``: tokens of one forward pass (padding counted); None = what suits the device.
+    ``caching`` (SimCSE): run the forward passes twice instead of keeping their activations.
+    ``checkpointing``: the same within a forward pass, layer by layer; None = from two billion
+    parameters on.
     """
 
     dtype: str = "bfloat16"
     device: str | None = None
-    max_tokens: int = 2048
+    max_tokens: int | None = None
     save_every: int = 20
     caching: bool = True
     checkpointing: bool | None = None
@@ -48,8 +49,17 @@ class Options:
     def __post_init__(self) -> None:
         if self.dtype not in ("bfloat16", "float32"):
             raise SettingError(f"unknown dtype {self.dtype!r}. Valid: bfloat16, float32.")
-        if self.max_tokens < 1 or self.save_every < 1:
+        if self.save_every < 1 or (self.max_tokens is not None and self.max_tokens < 1):
             raise SettingError("max_tokens and save_every must be 1 or more")
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device == "cpu" or not torch.cuda.is_available()
+
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens of one forward pass: on a CPU few, to stay in memory; on a GPU the whole batch."""
+        return self.max_tokens or (2048 if self.on_cpu else 32 * 512)
 
 
 def with_overrides(settings: Settings, **overrides: Any) -> Settings:

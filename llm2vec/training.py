@@ -61,10 +61,9 @@ class StageTrainer(Trainer):
     ) -> None:
         self.settings, self.options, self.run = settings, options, run
         self.tokens, self._bar, self._clock = 0, None, time.monotonic()
-        cpu = options.device == "cpu" or not torch.cuda.is_available()
         arguments = TrainingArguments(
             output_dir=str(run.run),
-            use_cpu=cpu,
+            use_cpu=options.on_cpu,
             max_steps=settings.steps,
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
@@ -78,7 +77,7 @@ class StageTrainer(Trainer):
             disable_tqdm=True,
             report_to="none",
             remove_unused_columns=False,
-            dataloader_pin_memory=not cpu,
+            dataloader_pin_memory=not options.on_cpu,
             ddp_find_unused_parameters=False,
         )
         share, rest = divmod(settings.batch_size, arguments.world_size)

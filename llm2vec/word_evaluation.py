@@ -4,6 +4,10 @@
 whatever departs from the paper's setting is marked: ``{task}@previous.json``,
 ``{task}@same-first-200.json``. The demonstration corpus has tasks of its own (``mini-ner``), so
 its scores never stand among those of CoNLL-2003.
+
+Mistral's ``bi-mntp`` takes the adapter that the paper trained for words alone (stage
+``mntp-words``, BERT's masking at 0.2: D.1.3); ``--adapters published`` takes the released one, as
+the released configuration does.
 """
 
 from __future__ import annotations
@@ -21,7 +25,12 @@ from llm2vec.data import Source
 from llm2vec.encoder import LLM2Vec, load_encoder
 from llm2vec.errors import SettingError, UnknownNameError
 from llm2vec.features import STORED, WordFeatures, word_features
-from llm2vec.loading import adapter_folders, adapter_hash, published_adapters
+from llm2vec.loading import (
+    adapter_folder,
+    adapter_folders,
+    adapter_hash,
+    published_adapters,
+)
 from llm2vec.probing import OPTIMIZER, Outcome, alignment_of, probe_task
 from llm2vec.provenance import capture_provenance
 from llm2vec.registry import (
@@ -47,6 +56,7 @@ from llm2vec.words import (
 )
 
 EXPERIMENT = "word_probing"
+WORDS_STAGE = "mntp-words"
 
 
 @dataclass(frozen=True)
@@ -121,8 +131,8 @@ def execute(run: Run, root: Path, device: str | None = None) -> list[Path]:
 
     Records that are done are left alone; with nothing to do the backbone is not even loaded.
     """
-    find = published_adapters if run.adapters == "published" else adapter_folders
-    hashes = tuple(adapter_hash(folder) for folder in find(run.model, run.variant))
+    folders = word_adapters(run)
+    hashes = tuple(adapter_hash(folder) for folder in folders)
     jobs = [(task, alignment) for task in run.tasks for alignment in ALIGNMENTS]
     todo = [
         (task, alignment)
@@ -131,9 +141,7 @@ def execute(run: Run, root: Path, device: str | None = None) -> list[Path]:
     ]
     if todo:
         corpus, source = load_corpus(run.data, run.max_sentences)
-        encoder = load_encoder(
-            run.model.name, run.variant.name, adapters=run.adapters, dtype=run.dtype, device=device
-        )
+        encoder = _load(run, folders, device)
         features = corpus_features(encoder, corpus)
         for task, alignment in todo:
             started = time.perf_counter()
@@ -145,6 +153,29 @@ def execute(run: Run, root: Path, device: str | None = None) -> list[Path]:
             )
             print(f"{path}: {outcome.score:.4f} ({seconds:.0f} s)", flush=True)
     return [run.key(task, alignment).path(root) for task, alignment in jobs]
+
+
+def _has_own_words_stage(run: Run) -> bool:
+    mntp_alone = run.variant.stages == ("mntp",) and run.adapters == "own"
+    return mntp_alone and run.model.mntp_words is not None
+
+
+def word_adapters(run: Run) -> list[Path]:
+    """Folders of the adapters of a run; :class:`AdapterError` when one is missing."""
+    if run.adapters == "published":
+        return published_adapters(run.model, run.variant)
+    if _has_own_words_stage(run):
+        return [adapter_folder(run.model, WORDS_STAGE)]
+    return adapter_folders(run.model, run.variant)
+
+
+def _load(run: Run, folders: Sequence[Path], device: str | None) -> LLM2Vec:
+    name = run.model.name
+    if _has_own_words_stage(run):
+        return LLM2Vec.from_pretrained(name, folders[0], dtype=run.dtype, device=device)
+    return load_encoder(
+        name, run.variant.name, adapters=run.adapters, dtype=run.dtype, device=device
+    )
 
 
 def corpus_features(

@@ -21,7 +21,7 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ScoringFunction
 
 from llm2vec.errors import DataError, SettingError
-from llm2vec.intervals import Interval, bootstrap_interval, read_predictions
+from llm2vec.intervals import Interval, _of_pairs, bootstrap_interval, read_predictions
 
 WORDS = [f"w{i}" for i in range(60)]
 
@@ -202,6 +202,19 @@ def test_a_sparse_chain_draws_pairs_and_a_full_square_draws_texts():
     assert (chain.unit, chain.n) == ("pairs", 59)
     square = _sts_interval([(a, b) for i, a in enumerate(WORDS[:20]) for b in WORDS[:i]])
     assert (square.unit, square.n) == ("texts", 20)
+
+
+def test_a_drawn_group_brings_all_its_pairs_and_a_pair_the_product_of_its_texts():
+    def weights(pairs: list[tuple[str, str]], counts: list[int]) -> list[int]:
+        first, second = zip(*pairs, strict=True)
+        data = {"a": list(first), "b": list(second)}
+        return list(_of_pairs(data, ("a", "b"), lambda found: found).of(np.array(counts)))
+
+    linked = [pair for i in range(0, 60, 3) for pair in pairwise(WORDS[i : i + 3])]
+    assert weights(linked, list(range(20))) == [i for i in range(20) for _ in range(2)]
+    full = [(a, b) for i, a in enumerate(WORDS[:20]) for b in WORDS[:i]]
+    number = {text: i for i, text in enumerate(dict.fromkeys([a for a, _ in full] + WORDS[:1]))}
+    assert weights(full, list(range(20))) == [number[a] * number[b] for a, b in full]
 
 
 def test_a_draw_without_a_positive_is_left_out():

@@ -502,6 +502,26 @@ def test_wrong_names_are_refused_before_anything_loads(arguments, error, message
         word_evaluation.plan(**chosen)
 
 
+@pytest.mark.parametrize(
+    ("model", "variant", "folders"),
+    [
+        ("mistral-7b", "bi-mntp", ["mntp-words"]),  # paper D.1.3: an adapter of its own
+        ("mistral-7b", "bi-mntp-simcse", ["mntp", "mntp-simcse"]),
+        ("llama-2-7b", "bi-mntp", ["mntp"]),
+        ("mistral-7b", "bi", []),
+    ],
+)
+def test_mistral_has_an_mntp_adapter_for_words(
+    model, variant, folders, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("LLM2VEC_CHECKPOINTS", str(tmp_path))
+    for stage in ("mntp", "mntp-words", "mntp-simcse"):
+        (tmp_path / model / stage).mkdir(parents=True)
+        (tmp_path / model / stage / "adapter_model.safetensors").write_bytes(b"weights")
+    run = word_evaluation.plan(model, variant)
+    assert [f.name for f in word_evaluation.word_adapters(run)] == folders
+
+
 def test_the_script_hands_its_options_on(repo_root, tmp_path, monkeypatch) -> None:
     ran = []
     monkeypatch.setattr(word_evaluation, "execute", lambda *arguments: ran.append(arguments))
