@@ -381,7 +381,7 @@ def learning_rates(tree: ast.AST) -> list[float]:
 
 def test_learning_rates_are_written_in_the_registry_alone(repo_root: Path) -> None:
     registry_tree = ast.parse((repo_root / "llm2vec" / "registry.py").read_text())
-    assert sorted(learning_rates(registry_tree)) == [3e-5, 5e-5, 5e-4]  # the check sees them
+    assert {3e-5, 5e-5, 5e-4} <= set(learning_rates(registry_tree))  # the check sees them
     found = [
         (file.name, rate)
         for file in source_files(repo_root)
