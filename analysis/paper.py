@@ -12,7 +12,6 @@ a small model of ours stands in tables of its own. How the paper's names map to 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import pandas as pd
 from analysis.collect import Results
 from analysis.means import Mean, columns_of_table1, exact, mean_of
 from llm2vec.errors import SettingError
-from llm2vec.registry import POOLINGS, SUITES, WORD_TASKS
+from llm2vec.registry import POOLINGS, SUITES, VERDICT_BANDS, WORD_TASKS
 from llm2vec.results import NONE
 
 VERSION = "arXiv:2404.05961v2"
@@ -30,34 +29,6 @@ VERDICTS = ("reproduced", "close", "differs", "not run")
 ECHO_POOLING = "mean"
 HARNESS_TOLERANCE = 0.00005  # four decimals of a score from 0 to 1
 LLM2VEC = ("bi-mntp-simcse", "mean")  # variant and pooling of Tables 6 and 11
-
-
-@dataclass(frozen=True)
-class Band:
-    """Largest absolute differences, in points, that still count as reproduced or close."""
-
-    reproduced: float
-    close: float
-    reason: str
-
-
-VERDICT_BANDS: Mapping[str, Band] = {
-    "word": Band(
-        0.5, 1.5,
-        "accuracy of one word-level task: the paper prints one run of the probe; another seed of "
-        "the probe moves it by a few tenths, another seed of the adapter by more",
-    ),
-    "task": Band(
-        0.5, 2.0,
-        "one sentence-level task: in mteb's own re-runs of the paper's checkpoints 14 scores "
-        "moved, by 2.2 points in the median (reruns.csv)",
-    ),
-    "mean": Band(
-        0.3, 1.0,
-        "a mean over tasks: the paper's Tables 5 and 11 differ by up to 0.09 for the same "
-        "checkpoint, so 0.1 is the noise of a re-run; a retrained adapter adds its seed",
-    ),
-}  # fmt: skip
 
 
 def verdict(paper: float, reproduced: float | None, kind: str) -> str:

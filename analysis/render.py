@@ -82,6 +82,10 @@ class Table:
         if len(widths) != 1:
             raise ValueError(f"table {self.name}: rows of different widths {sorted(widths)}")
 
+    def _repr_markdown_(self) -> str:
+        """How a notebook shows it."""
+        return to_markdown(self)
+
 
 def number(value: float | None, *, digits: int = 2, sign: bool = False) -> str:
     """A number with fixed digits, or an empty text when there is none."""

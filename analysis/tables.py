@@ -16,7 +16,6 @@ from analysis.means import CATEGORIES, tasks_by_category
 from analysis.paper import (
     COLUMNS_OF,
     LLM2VEC,
-    VERDICT_BANDS,
     VERDICTS,
     compare,
     cost_ratio,
@@ -25,7 +24,14 @@ from analysis.paper import (
     verdict_counts,
 )
 from analysis.render import NOT_RUN, Cell, Origin, Table, bold_best, number
-from llm2vec.registry import MODELS, POOLING_DISPLAY, SUITES, VARIANTS, WORD_TASKS
+from llm2vec.registry import (
+    MODELS,
+    POOLING_DISPLAY,
+    SUITES,
+    VARIANTS,
+    VERDICT_BANDS,
+    WORD_TASKS,
+)
 
 PAPER_NOTE = "Paper: arXiv 2404.05961v2. Scores times 100."
 ECHO_NOTE = "The paper does not state Echo's pooling; ours is the mean over the second occurrence."

@@ -10,7 +10,6 @@ from analysis.collect import load_results
 from analysis.means import CATEGORIES, columns_of_table1, tasks_by_category
 from analysis.paper import (
     TABLES,
-    VERDICT_BANDS,
     VERSION,
     compare,
     cost_ratio,
@@ -22,7 +21,7 @@ from analysis.paper import (
 )
 from llm2vec.errors import SettingError
 from llm2vec.paths import results_dir
-from llm2vec.registry import MODELS, SUITES, TASKS, VARIANTS
+from llm2vec.registry import MODELS, SUITES, TASKS, VARIANTS, VERDICT_BANDS
 from llm2vec.results import NONE
 
 PAPER = results_dir() / "paper"
