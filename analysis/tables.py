@@ -29,9 +29,9 @@ from llm2vec.registry import (
     POOLING_DISPLAY,
     SUITES,
     VARIANTS,
-    VERDICT_BANDS,
     WORD_TASKS,
 )
+from llm2vec.registry_verdicts import VERDICT_BANDS
 
 PAPER_NOTE = "Paper: arXiv 2404.05961v2. Scores times 100."
 ECHO_NOTE = "The paper does not state Echo's pooling; ours is the mean over the second occurrence."

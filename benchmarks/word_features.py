@@ -31,13 +31,14 @@ from llm2vec.batching import token_batches
 from llm2vec.console import run
 from llm2vec.encoder import LLM2Vec, load_encoder
 from llm2vec.features import STORED, WordFeatures, compute_states
-from llm2vec.probing import ProbeData, alignment_of, predict, probe_batches, train_probe
+from llm2vec.probing import ProbeData, predict, probe_batches, train_probe
 from llm2vec.registry import PROBE, WORD_TASKS
 from llm2vec.words import (
     TAGS,
     Alignment,
     Sentence,
     Tokens,
+    alignment_of,
     bounds,
     label_ids,
     load_corpus,

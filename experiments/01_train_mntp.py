@@ -31,7 +31,9 @@ def main(
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     mask_probability: Annotated[float | None, typer.Option(help="Share of masked tokens.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of order, masks, dropout, LoRA.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Own text: UTF-8, one per line.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Own text: UTF-8, one per line.", exists=True)
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of adapter and run.")] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
     device: Annotated[str | None, typer.Option(help="cuda or cpu; default: what is there.")] = None,

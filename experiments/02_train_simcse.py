@@ -35,7 +35,9 @@ def main(
         bool | None, typer.Option(help="Average padding too, as the published trainer.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of order, dropout, LoRA.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Own sentences: UTF-8, one per line.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Own sentences: UTF-8, one per line.", exists=True)
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of adapter and run.")] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
     device: Annotated[str | None, typer.Option(help="cuda or cpu; default: what is there.")] = None,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from llm2vec.console import run
-from llm2vec.evaluation import execute, plan
+from llm2vec.evaluation import execute, full_pooling, plan
 from llm2vec.paths import results_dir
 
 
@@ -29,7 +29,7 @@ def main(
 ) -> None:
     """Score one model and variant on the full benchmark; done records are left alone."""
     if pooling is None and variant != "encoder":
-        pooling = "weighted_mean" if variant == "uni" else "mean"
+        pooling = full_pooling(variant)
     planned = plan(
         model, variant, "full", results or results_dir(),
         task=task, pooling=pooling, dtype=dtype, adapters=adapters,

@@ -33,9 +33,10 @@ def main(
     from tqdm import tqdm
 
     from llm2vec import layers, representations
-    from llm2vec.loading import load_backbone
+    from llm2vec.loading import load_backbone, resolve_device, resolve_dtype
     from llm2vec.provenance import capture_provenance
 
+    resolve_dtype(dtype, entry), resolve_device(device)  # before anything is fetched
     texts = layers.read_paragraphs(paragraphs) if paragraphs else layers.wikipedia_paragraphs()
     key = layers.key_of(entry, texts, dtype)
     settings = layers.settings_of(entry, texts, dtype)

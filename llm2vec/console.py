@@ -13,6 +13,7 @@ import typer
 from llm2vec.errors import LLM2VecError
 
 INTERRUPTED = 130
+_UsageError = typer.BadParameter.__base__  # of every mistake in an option; typer has no name for it
 
 
 def run(main: Callable[..., None] | typer.Typer) -> None:
@@ -20,17 +21,23 @@ def run(main: Callable[..., None] | typer.Typer) -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        _as_app(main)()
+        code = _as_app(main)(standalone_mode=False)
     except LLM2VecError as error:
         if debug:
             raise
-        message = " ".join(str(error).split())
-        print(f"error: {message} (--debug shows the trace)", file=sys.stderr)
+        _complain(f"{error} (--debug shows the trace)")
         sys.exit(error.exit_code)
-    except SystemExit as stop:
-        if stop.code == INTERRUPTED:  # typer turns Ctrl-C into this
-            print("interrupted: finished tasks are kept, the same command goes on", file=sys.stderr)
-        raise
+    except _UsageError as error:
+        _complain(f"{error.format_message()} (--help lists the options)")
+        sys.exit(error.exit_code)
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this
+        print("interrupted: finished tasks are kept, the same command goes on", file=sys.stderr)
+    sys.exit(code or 0)
+
+
+def _complain(message: str) -> None:
+    words = (word if len(word) < 300 else f"{word[:80]}...{word[-20:]}" for word in message.split())
+    print("error:", " ".join(words), file=sys.stderr)
 
 
 def _as_app(main: Callable[..., None] | typer.Typer) -> typer.Typer:

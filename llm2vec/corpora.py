@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llm2vec.data import HUB_REVISIONS, Source, load_split, mirror_folder
+from llm2vec.data import Source, load_split, mirror_folder
 from llm2vec.errors import AssetError, DataError
-from llm2vec.registry import UNPINNED
+from llm2vec.registry import HUB_REVISIONS, UNPINNED
 from llm2vec.results import sha256_file
 
 WIKITEXT = "Salesforce/wikitext"

@@ -16,7 +16,7 @@ import pandas as pd
 
 from llm2vec import paths
 from llm2vec.errors import DataError
-from llm2vec.registry import MIRROR_NAMES, UNPINNED
+from llm2vec.registry import HUB_REVISIONS, MIRROR_NAMES, UNPINNED
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,6 @@ class Source:
 
     def as_dict(self) -> dict[str, str]:
         return asdict(self)
-
-
-# Hub revisions of the datasets that are not mteb tasks (those carry theirs in the task table).
-HUB_REVISIONS: dict[str, str] = {
-    "eriktks/conll2003": UNPINNED,
-    "Salesforce/wikitext": UNPINNED,
-    "princeton-nlp/datasets-for-simcse": UNPINNED,
-}
 
 
 def mirror_status(root: Path, file: Path) -> str:

@@ -4,14 +4,16 @@
     encoder = LLM2Vec.from_pretrained("smollm2-135m", pooling_mode="mean")
     encoder.encode(["a text", ["an instruction:", "another text"]])     # float32 (2, 576)
 
-Deviations on purpose from the published code: one forward pass gives every pooling that shares
-it, batches are formed by token count, identical texts run once, padding is on the right, and BOS
-is never pooled. Encoder baselines keep their own pooling and ignore instructions.
+Calls have the shapes of the published package; ``docs/migrating.md`` lists what differs.
+Deviations on purpose: one forward pass gives every pooling that shares it, batches are formed by
+token count, identical texts run once, padding is on the right, and BOS is never pooled. Encoder
+baselines keep their own pooling and ignore instructions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,94 +23,166 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2vec import prompts
+from llm2vec.adapters import adapter_folders, adapter_hash, published_adapters
 from llm2vec.attention import set_attention
 from llm2vec.batching import MAX_TOKENS, Batch, TokenCounter, iterate
 from llm2vec.errors import SettingError, UnknownNameError
-from llm2vec.loading import (
-    adapter_folders,
-    adapter_hash,
-    load_backbone,
-    merge_adapter,
-    published_adapters,
-    resolve_model,
-)
+from llm2vec.folders import CONFIG, open_checkpoint
+from llm2vec.inputs import Pair, as_pairs
+from llm2vec.loading import load_backbone, merge_adapter, resolve_model
 from llm2vec.pooling import last_pool, mean_pool, weighted_mean_pool
-from llm2vec.registry import POOLINGS, VARIANTS, Model, Variant, get_model, get_pooling, get_variant
+from llm2vec.registry import (
+    POOLINGS,
+    TEXT_MAX_LENGTH,
+    VARIANTS,
+    Model,
+    Variant,
+    get_model,
+    get_pooling,
+    get_variant,
+)
+from llm2vec.results import write_atomic
 
 OWN = "none"  # the pooling axis of encoder baselines
-Pair = tuple[str, str]
 
 
 class LLM2Vec:
     """A text encoder made of a backbone whose attention and adapters are already set.
 
-    Use :meth:`from_pretrained` or :func:`load_encoder`. ``counter`` counts the tokens that went
-    through the backbone, ``adapters`` holds the sha256 of each merged adapter.
+    Use :meth:`from_pretrained` or :func:`load_encoder`; without ``model`` and ``variant`` they are
+    read off the backbone's configuration. ``counter`` counts the tokens that went through the
+    backbone, ``adapters`` holds the sha256 of each merged adapter.
     """
 
     def __init__(
         self,
         backbone: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        *,
-        model: Model,
-        variant: Variant,
         pooling_mode: str = "mean",
         max_length: int | None = None,
+        doc_max_length: int | None = None,
+        *,
+        model: Model | None = None,
+        variant: Variant | None = None,
         adapters: tuple[str, ...] = (),
     ) -> None:
         self.backbone = backbone
         self.tokenizer = tokenizer
-        self.model = model
-        self.variant = variant
-        self.pooling = OWN if variant.attention == "own" else get_pooling(pooling_mode)
-        self.max_length = model.max_length if max_length is None else max_length
-        if self.max_length < 3:
+        self.model = model or resolve_model(backbone.config._name_or_path)
+        self.variant = variant or VARIANTS[_attention_of(backbone)]
+        own = self.variant.attention == "own"
+        self.pooling = OWN if own else get_pooling(pooling_mode)
+        self.max_length = self.model.max_length if max_length is None else max_length
+        self.text_max_length = TEXT_MAX_LENGTH if doc_max_length is None else doc_max_length
+        if self.max_length < 3 or self.text_max_length < 1:
             raise SettingError(
                 f"max_length {max_length} leaves no room: BOS, text and EOS need at least 3 tokens"
+                if self.max_length < 3
+                else f"doc_max_length {doc_max_length} leaves no room: at least 1"
             )
         self.max_tokens = MAX_TOKENS
         self.adapters = adapters
         self.counter = TokenCounter(backbone)
 
-    # ----------------------------------------------------------------- loading
+    # ----------------------------------------------------------------- loading and saving
     @classmethod
     def from_pretrained(
         cls,
         base_model_name_or_path: str | Path,
         peft_model_name_or_path: str | Path | None = None,
+        merge_peft: bool = True,
+        enable_bidirectional: bool | None = None,
+        extra_model_name_or_path: str | Path | Sequence[str | Path] | None = None,
         *,
-        pooling_mode: str = "mean",
-        enable_bidirectional: bool = True,
+        pooling_mode: str | None = None,
         max_length: int | None = None,
+        doc_max_length: int | None = None,
+        skip_instruction: bool | None = None,
         dtype: str | torch.dtype | None = None,
+        torch_dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        **model_kwargs: Any,
     ) -> LLM2Vec:
-        """Encoder from a registry name, a hub id or a folder, with at most one adapter folder.
+        """Encoder from a registry name, a hub id or a folder, and adapters, merged in order.
 
-        Raises :class:`~llm2vec.errors.LLM2VecError` for unknown names, weights that cannot be
-        had, an adapter that does not fit, or a backbone whose attention cannot be switched.
+        A folder in the published layout or one written here brings its own settings
+        (``llm2vec_config.json``); arguments go before them, and without either it is mean pooling
+        with bidirectional attention. Adapters are always merged, whatever ``merge_peft``.
+        ``model_kwargs`` (``device_map``, ``attn_implementation``, ...) go to transformers; code of
+        a repository is never run. Raises :class:`~llm2vec.errors.LLM2VecError` for unknown names,
+        weights that cannot be had, an adapter that does not fit, or a backbone whose attention
+        cannot be switched.
         """
-        model = resolve_model(base_model_name_or_path)
-        get_pooling(pooling_mode)
-        backbone, tokenizer = load_backbone(base_model_name_or_path, dtype=dtype, device=device)
-        name = "encoder" if model.kind == "encoder" else "bi" if enable_bidirectional else "uni"
-        adapters: tuple[str, ...] = ()
-        if model.kind == "decoder":
-            set_attention(backbone, enable_bidirectional)
-        if peft_model_name_or_path is not None:
-            folder = Path(peft_model_name_or_path)
+        extra = extra_model_name_or_path
+        more = [extra] if isinstance(extra, str | Path) else [*(extra or ())]
+        peft = [] if peft_model_name_or_path is None else [peft_model_name_or_path]
+        checkpoint = open_checkpoint(base_model_name_or_path, (*peft, *more))
+        settings = checkpoint.settings
+        given = {
+            "pooling_mode": pooling_mode, "max_length": max_length,
+            "doc_max_length": doc_max_length, "skip_instruction": skip_instruction,
+        }  # fmt: skip
+        settings |= {name: value for name, value in given.items() if value is not None}
+        if settings.get("skip_instruction") is False:
+            raise SettingError("skip_instruction=False: the instruction is never pooled here")
+        get_pooling(settings.get("pooling_mode", "mean"))
+        model = checkpoint.model(resolve_model(checkpoint.base))
+        variant = _variant(model, settings, enable_bidirectional)
+        model_kwargs.pop("trust_remote_code", None)
+        backbone, tokenizer = load_backbone(
+            checkpoint.base, dtype=dtype or torch_dtype, device=device,
+            tokenizer=checkpoint.tokenizer, **model_kwargs,
+        )  # fmt: skip
+        if variant.attention != "own":
+            set_attention(backbone, variant.attention == "bidirectional")
+        for folder in checkpoint.adapters:
             backbone = merge_adapter(backbone, folder)
-            adapters = (adapter_hash(folder),)
         return cls(
             backbone,
             tokenizer,
+            settings.get("pooling_mode", "mean"),
+            settings.get("max_length"),
+            settings.get("doc_max_length"),
             model=model,
-            variant=VARIANTS[name],
-            pooling_mode=pooling_mode,
-            max_length=max_length,
-            adapters=adapters,
+            variant=variant,
+            adapters=tuple(adapter_hash(folder) for folder in checkpoint.adapters),
         )
+
+    def save(
+        self,
+        output_path: str | Path,
+        merge_before_save: bool = True,
+        save_config: bool = True,
+    ) -> None:
+        """Write backbone (adapters merged), tokenizer and ``llm2vec_config.json`` into a folder.
+
+        :meth:`from_pretrained` reads it again; transformers reads it too, with the same attention.
+        """
+        folder = Path(output_path)
+        self.backbone.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if save_config:
+            write_atomic(folder / CONFIG, json.dumps(self.settings(), indent=1) + "\n")
+
+    def settings(self) -> dict[str, Any]:
+        """What ``llm2vec_config.json`` says: everything but the weights."""
+        hub_id = self.model.hub_id
+        return {
+            "pooling_mode": self.pooling,
+            "max_length": self.max_length,
+            "doc_max_length": self.text_max_length,
+            "skip_instruction": True,
+            "enable_bidirectional": self.variant.attention != "causal",
+            "variant": self.variant.name,
+            "base_model": self.model.display if Path(hub_id).exists() else hub_id,
+            "chat": list(self.model.chat) if self.model.chat else None,
+            "adapters": list(self.adapters),
+        }
+
+    def to(self, device: str | torch.device) -> LLM2Vec:
+        """Move the backbone; returns this encoder."""
+        self.backbone.to(device)
+        return self
 
     # ----------------------------------------------------------------- properties
     @property
@@ -139,16 +213,26 @@ class LLM2Vec:
         sentences: str | Iterable[str | Sequence[str]],
         batch_size: int | None = None,
         show_progress_bar: bool = False,
-    ) -> np.ndarray:
+        convert_to_numpy: bool = False,
+        convert_to_tensor: bool = False,
+        device: str | torch.device | None = None,
+    ) -> torch.Tensor | np.ndarray:
         """Vectors (n, hidden) float32 of texts or [instruction, text] pairs, in their order.
 
-        A single string gives one vector (hidden,). ``batch_size`` caps the texts of a batch; the
-        size is set by token count anyway. Raises TypeError for anything that is no text.
+        A tensor on the CPU, or an array with ``convert_to_numpy``. A single string gives one
+        vector (hidden,). ``batch_size`` caps the texts of a batch; the size is set by token count
+        anyway. ``device`` moves the backbone first. Raises TypeError for anything that is no text,
+        ValueError for a batch size below 1.
         """
-        if isinstance(sentences, str):
-            return self.encode([sentences], batch_size, show_progress_bar)[0]
-        vectors = self.encode_poolings(sentences, (self.pooling,), batch_size, show_progress_bar)
-        return vectors[self.pooling]
+        if device is not None:
+            self.to(device)
+        single = isinstance(sentences, str)
+        vectors = self.encode_poolings(
+            [sentences] if single else sentences, (self.pooling,), batch_size, show_progress_bar
+        )[self.pooling]
+        vectors = vectors[0] if single else vectors
+        as_array = convert_to_numpy and not convert_to_tensor
+        return vectors if as_array else torch.from_numpy(vectors)
 
     def encode_poolings(
         self,
@@ -164,7 +248,9 @@ class LLM2Vec:
         vector depends on which poolings are asked for together. Raises
         :class:`~llm2vec.errors.UnknownNameError` for a pooling that this encoder cannot give.
         """
-        pairs = [_as_pair(item, index) for index, item in enumerate(sentences)]
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
+        pairs = as_pairs(sentences)
         wanted = tuple(dict.fromkeys(map(self._own_name, poolings or self.poolings)))
         unique = list(dict.fromkeys(pairs))
         row_of = {pair: row for row, pair in enumerate(unique)}
@@ -239,7 +325,10 @@ class LLM2Vec:
             built = [prompts.build_prompt("", text) for _, text in pairs]
         else:
             texts = prompts.shorten(
-                [text for _, text in pairs], self.tokenizer, max_length=self.max_length
+                [text for _, text in pairs],
+                self.tokenizer,
+                self.text_max_length,
+                self.max_length,
             )
             built = [
                 prompts.build_prompt(instruction, text, self.model, self.variant.echo)
@@ -256,22 +345,20 @@ def _span(tokens: Sequence[prompts.Tokens], batch: Batch) -> torch.Tensor:
     return span
 
 
-def _as_pair(item: Any, index: int) -> Pair:
-    """(instruction, text) of one input; lone surrogates become U+FFFD."""
-    parts = ("", item) if isinstance(item, str) else item
-    if (
-        not isinstance(parts, list | tuple)
-        or len(parts) != 2
-        or not all(isinstance(part, str) for part in parts)
-    ):
-        raise TypeError(
-            f"item {index} is {type(item).__name__}: give a text (str) or a pair "
-            "[instruction, text] of two strings"
-        )
-    instruction, text = (
-        p.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for p in parts
-    )
-    return instruction.strip(), text
+def _attention_of(backbone: PreTrainedModel) -> str:
+    """Variant of a backbone that somebody else has loaded."""
+    return "bi" if getattr(backbone.config, "is_causal", None) is False else "uni"
+
+
+def _variant(model: Model, settings: Mapping[str, Any], bidirectional: bool | None) -> Variant:
+    """What the caller asks for, else what the folder says, else bidirectional."""
+    if model.kind == "encoder":
+        return VARIANTS["encoder"]
+    if bidirectional is None and "variant" in settings:
+        return get_variant(settings["variant"])
+    if bidirectional is None:
+        bidirectional = settings.get("enable_bidirectional", True)
+    return VARIANTS["bi" if bidirectional else "uni"]
 
 
 def load_encoder(

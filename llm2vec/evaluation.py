@@ -1,20 +1,24 @@
 """Sentence-level experiments: a model and variant over tasks, one record per pooling.
 
-Used by experiments/04_mteb_subset.py, 05_mteb_full.py and reproduce.py (paper 3.2, Tables 1 and
-5). The backbone is loaded at most once, and only if a record is missing: done means a valid
-record whose hyperparameter and adapter hashes are those of a run made now. Each record is written
-as soon as its task is scored, so an interrupted run loses at most the task in hand.
+Used by experiments/04_mteb_subset.py and 05_mteb_full.py (paper 3.2, Tables 1 and 5). The backbone
+is loaded at most once, and only if a record is missing: done means a valid record whose
+hyperparameter and adapter hashes are those of a run made now. Each record is written as soon as
+its task is scored, so an interrupted run loses at most the task in hand.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llm2vec.adapters import adapter_hashes
 from llm2vec.errors import DataError, SettingError, UnknownNameError
+from llm2vec.parallel import ParallelEncoder, split_devices
 from llm2vec.paths import cache_dir
 from llm2vec.provenance import capture_provenance, git_state
 from llm2vec.registry import (
@@ -61,6 +65,11 @@ class Run:
 def experiment_of(suite: str) -> str:
     """Experiment whose folder a suite's records go to."""
     return {"offline": "offline_suite", "full": "mteb_full"}.get(suite, "mteb_subset")
+
+
+def full_pooling(variant: str) -> str:
+    """The one pooling that the paper's full table shows for a variant (Tables 1 and 11)."""
+    return "weighted_mean" if variant == "uni" else "mean"
 
 
 def plan(
@@ -125,10 +134,11 @@ def hyperparameters(run: Run, task: Task, pooling: str) -> dict[str, Any]:
 
 def missing(run: Run) -> list[tuple[Task, list[str]]]:
     """Tasks with the poolings whose record is not there yet. Raises for a missing adapter."""
-    from llm2vec.loading import adapter_folders, adapter_hash, published_adapters
+    return absent(run, adapter_hashes(run.model, run.variant, run.adapters))
 
-    find = published_adapters if run.adapters == "published" else adapter_folders
-    hashes = tuple(adapter_hash(folder) for folder in find(run.model, run.variant))
+
+def absent(run: Run, hashes: tuple[str, ...] | None) -> list[tuple[Task, list[str]]]:
+    """Tasks with the poolings that have no record with these adapters (None: with any)."""
     todo = []
     for task in run.tasks:
         absent = [
@@ -146,8 +156,8 @@ def missing(run: Run) -> list[tuple[Task, list[str]]]:
 def execute(run: Run, *, device: str | None = None, skip_missing_data: bool = False) -> int:
     """Measure what is missing and write the records; returns how many were written.
 
-    ``skip_missing_data``: a task whose data cannot be had is named and left out instead of
-    ending the run.
+    ``device``: one, or several with commas (``cuda:all``: every GPU). ``skip_missing_data``: a
+    task whose data cannot be had is named and left out instead of ending the run.
     """
     git_state()  # of the code that runs now, whatever is edited during a long run
     todo = missing(run)
@@ -156,20 +166,32 @@ def execute(run: Run, *, device: str | None = None, skip_missing_data: bool = Fa
         _say(f"{title}: all {len(run.tasks)} tasks done before")
         return 0
     _say(f"{title}: {len(todo)} of {len(run.tasks)} tasks to measure")
+    written = 0
+    with _encoder(run, device) as encoder:
+        for task, poolings in todo:
+            try:
+                written += _measure(run, encoder, task, poolings)
+            except DataError as error:
+                if not skip_missing_data:
+                    raise
+                _say(f"  {task.name}: left out, {error}")
+    return written
+
+
+@contextmanager
+def _encoder(run: Run, device: str | None) -> Iterator[Any]:
+    """The run's encoder; for several devices (``cuda:0,cuda:1``) one that spans them."""
     from llm2vec.encoder import load_encoder
 
-    encoder = load_encoder(
-        run.model.name, run.variant.name, adapters=run.adapters, dtype=run.dtype, device=device
+    load = partial(
+        load_encoder, run.model.name, run.variant.name, adapters=run.adapters, dtype=run.dtype
     )
-    written = 0
-    for task, poolings in todo:
-        try:
-            written += _measure(run, encoder, task, poolings)
-        except DataError as error:
-            if not skip_missing_data:
-                raise
-            _say(f"  {task.name}: left out, {error}")
-    return written
+    devices = split_devices(device)
+    if len(devices) > 1:
+        with ParallelEncoder(load, devices) as encoder:
+            yield encoder
+    else:
+        yield load(device=devices[0] if devices else None)
 
 
 def _measure(run: Run, encoder: Any, task: Task, poolings: Sequence[str]) -> int:

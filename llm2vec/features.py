@@ -29,13 +29,13 @@ from filelock import FileLock
 from llm2vec import paths
 from llm2vec.batching import TokenCounter, iterate
 from llm2vec.errors import DataError
+from llm2vec.registry import STORED
 from llm2vec.results import hash_of, sha256_file
 from llm2vec.words import ALIGNMENTS, Alignment, Tokens, bounds, token_digest
 
 if TYPE_CHECKING:
     from llm2vec.encoder import LLM2Vec
 
-STORED = "float16"
 _FORMAT = 1
 _STATES, _META = "states.bin", "meta.json"
 Progress = Callable[[int], object] | None

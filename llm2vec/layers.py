@@ -29,9 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from llm2vec.attention import set_attention
 from llm2vec.errors import AttentionError, DataError, SettingError
 from llm2vec.registry import MAX_LENGTH, Model
 from llm2vec.representations import (
@@ -57,6 +55,11 @@ PARAGRAPHS = 20  # the paper shows three
 # 100 to 200 tokens of any of the models; by words, so that every model reads the same text.
 WORDS = (85, 125)
 FIRST_POSITIONS = 4
+# What wikipedia_paragraphs() gives: known without reading the corpus.
+WIKIPEDIA = {
+    "id": "enwiki-sample", "revision": "sha256:e2b6d53c0e0531bd", "source": "asset",
+    "status": "exact",
+}  # fmt: skip
 
 
 # --------------------------------------------------------------------------- paragraphs
@@ -83,10 +86,7 @@ def choose_paragraphs(candidates: Sequence[str], number: int = PARAGRAPHS) -> Pa
         )
     chosen = sorted(fitting, key=lambda text: hashlib.sha256(text.encode()).digest())[:number]
     revision = f"sha256:{hash_of({'paragraphs': chosen})}"
-    return Paragraphs(
-        tuple(chosen),
-        {"id": "enwiki-sample", "revision": revision, "source": "asset", "status": "exact"},
-    )
+    return Paragraphs(tuple(chosen), WIKIPEDIA | {"revision": revision})
 
 
 def wikipedia_paragraphs() -> Paragraphs:
@@ -163,6 +163,8 @@ def layer_similarity(
     Raises:
         AttentionError: the attention cannot be switched, or the embedding layer differs.
     """
+    from llm2vec.attention import set_attention
+
     began = time.perf_counter()
     rows: list[tuple[np.ndarray, ...]] = []
     try:
@@ -188,15 +190,19 @@ def layer_similarity(
     return LayerSimilarity(similarity, norms_first, norms_second, lengths, spent)
 
 
-@torch.inference_mode()
 def _states(backbone: PreTrainedModel, ids: Sequence[int], bidirectional: bool) -> np.ndarray:
     """States of every layer (layers + 1, length, hidden) float32 of one sequence."""
+    import torch
+
+    from llm2vec.attention import set_attention
+
     set_attention(backbone, bidirectional, verify=False)
-    out = backbone(
-        input_ids=torch.tensor([list(ids)], device=backbone.device),
-        output_hidden_states=True,
-        use_cache=False,
-    )
+    with torch.inference_mode():
+        out = backbone(
+            input_ids=torch.tensor([list(ids)], device=backbone.device),
+            output_hidden_states=True,
+            use_cache=False,
+        )
     return torch.stack([layer[0].float() for layer in out.hidden_states]).cpu().numpy()
 
 

@@ -35,7 +35,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from llm2vec.batching import iterate
 from llm2vec.errors import AttentionError, DataError
 from llm2vec.paths import RESOURCES
 from llm2vec.prompts import ECHO_TEMPLATE, build_prompt
@@ -240,6 +239,8 @@ def prefix_cosines(
 
     ``progress`` is told the number of triples done after each batch.
     """
+    from llm2vec.batching import iterate  # here, as torch loads slowly
+
     if not tokenizer.is_fast:
         raise DataError("this tokenizer gives no character offsets; a fast tokenizer is needed")
     prefixes = [find_prefixes(tokenizer, triple, echo, limit) for triple in triples]

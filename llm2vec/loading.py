@@ -20,12 +20,18 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llm2vec import assets, paths
+from llm2vec import assets
+from llm2vec.adapters import (  # noqa: F401 (all about adapters can be had from here)
+    ADAPTER_WEIGHTS,
+    adapter_folder,
+    adapter_folders,
+    adapter_hash,
+    has_adapters,
+    published_adapters,
+)
 from llm2vec.errors import AdapterError, LLM2VecError, SettingError
-from llm2vec.registry import MODELS, UNPINNED, Model, Variant
-from llm2vec.results import sha256_file
+from llm2vec.registry import MODELS, UNPINNED, Model
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -97,23 +103,27 @@ def load_backbone(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     head: bool = False,
+    tokenizer: Path | None = None,
     **model_kwargs: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Backbone in evaluation mode and its tokenizer, padding token set.
 
-    ``head=True`` keeps the language-model head (MNTP needs it). Raises
+    ``head=True`` keeps the language-model head (MNTP needs it); ``tokenizer`` is its folder where
+    it does not lie with the weights. Raises
     :class:`ModelNotFoundError` saying what was wanted and how to provide it.
     """
     model = resolve_model(name)
+    torch_dtype, torch_device = resolve_dtype(dtype, model), resolve_device(device)
     if model.asset is not None:
         source, revision = str(assets.model_folder(model.asset)), None
     else:
         source = model.hub_id
         revision = None if model.revision == UNPINNED else model.revision
     kind = AutoModelForCausalLM if head else AutoModel
-    torch_dtype, torch_device = resolve_dtype(dtype, model), resolve_device(device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        words = AutoTokenizer.from_pretrained(
+            str(tokenizer or source), revision=None if tokenizer else revision
+        )
         backbone, report = kind.from_pretrained(
             source, revision=revision, dtype=torch_dtype, use_safetensors=True,
             output_loading_info=True, **model_kwargs,
@@ -126,11 +136,11 @@ def load_backbone(
         raise ModelNotFoundError(
             f"{source} lacks {len(missing)} weights of {type(backbone).__name__}: {missing[0]}, ..."
         )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if words.pad_token_id is None:
+        words.pad_token = words.eos_token or words.unk_token
     if "device_map" not in model_kwargs:
         backbone = backbone.to(torch_device)
-    return backbone.eval(), tokenizer
+    return backbone.eval(), words
 
 
 def _explain(model: Model, source: str, error: Exception) -> str:
@@ -152,54 +162,6 @@ def _explain(model: Model, source: str, error: Exception) -> str:
 
 
 # --------------------------------------------------------------------------- adapters
-def adapter_folder(model: Model, stage: str) -> Path:
-    """Folder of an own adapter: ``$LLM2VEC_CHECKPOINTS`` first, then what the repository ships.
-
-    ``stage``: mntp, mntp-simcse, uni-simcse or bi-simcse. Raises :class:`AdapterError` naming
-    the command that trains it.
-    """
-    folders = [root / model.name / stage for root in _adapter_roots()]
-    for folder in folders:
-        if (folder / ADAPTER_WEIGHTS).is_file():
-            return folder
-    script = "01_train_mntp.py" if stage == "mntp" else "02_train_simcse.py"
-    variant = {"mntp-simcse": "bi-mntp-simcse"}.get(stage, stage)
-    option = "" if stage == "mntp" else f" --variant {variant}"
-    published = " or, with ADAPTERS=published, use the authors'" if model.published else ""
-    raise AdapterError(
-        f"no adapter '{stage}' for {model.name}. Train it with "
-        f"'python experiments/{script} --model {model.name}{option}'{published}."
-    )
-
-
-def _adapter_roots() -> tuple[Path, Path]:
-    return paths.checkpoints_dir(), paths.shipped_adapters_dir()
-
-
-def has_adapters(model: Model, variant: Variant) -> bool:
-    """Whether every stage of the variant has an own adapter at hand."""
-    try:
-        adapter_folders(model, variant)
-    except AdapterError:
-        return False
-    return True
-
-
-def adapter_folders(model: Model, variant: Variant) -> list[Path]:
-    """Folders of a variant's adapters, in the order in which they are merged."""
-    if variant.adapter is None:
-        return []
-    stages = ["mntp"] if "mntp" in variant.stages else []
-    if variant.adapter not in stages:
-        stages.append(variant.adapter)
-    return [adapter_folder(model, stage) for stage in stages]
-
-
-def adapter_hash(folder: Path) -> str:
-    """sha256 of an adapter's weights: what a record calls the adapter."""
-    return sha256_file(folder / ADAPTER_WEIGHTS)
-
-
 def merge_adapter(backbone: PreTrainedModel, folder: Path, model_name: str = "") -> PreTrainedModel:
     """Backbone with one LoRA adapter merged in.
 
@@ -216,13 +178,17 @@ def merge_adapter(backbone: PreTrainedModel, folder: Path, model_name: str = "")
     except Exception as error:
         raise AdapterError(f"{folder}: not a readable LoRA adapter ({error})") from error
     config.inference_mode = True
-    # Adapters trained on the model with its head name the inner model once more.
-    inner = {
-        k.replace("base_model.model.model.", "base_model.model.", 1): v for k, v in weights.items()
-    }
+    # Adapters trained on the model with its head name the inner model once more, each
+    # architecture in its own way: model, transformer, gpt_neox, ...
+    outer = f"base_model.model.{backbone.base_model_prefix}."
     try:
         wrapped = get_peft_model(backbone, config)
-        expected = sum("lora_" in name for name, _ in wrapped.named_parameters())
+        names = {name.replace(".default", "") for name, _ in wrapped.named_parameters()}
+        expected = sum("lora_" in name for name in names)
+        inner = {
+            key if key in names else key.replace(outer, "base_model.model.", 1): value
+            for key, value in weights.items()
+        }
         outcome = set_peft_model_state_dict(wrapped, inner)
     except (RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0][:200]
@@ -246,33 +212,3 @@ def _check_origin(folder: Path, model_name: str) -> None:
         raise AdapterError(f"{note}: not a JSON object ({error})") from error
     if trained_for not in (None, model_name):
         raise AdapterError(f"{folder}: trained for {trained_for}, not for {model_name}")
-
-
-def published_adapters(model: Model, variant: Variant) -> list[Path]:
-    """Local copies of the authors' adapters for a variant, downloaded from the hub if needed."""
-    from huggingface_hub import snapshot_download
-
-    stages = {("mntp",): ["mntp"], ("mntp", "simcse"): ["mntp", "mntp-simcse"], (): []}
-    if variant.stages not in stages or (variant.stages and not model.published):
-        raise AdapterError(
-            f"there are no published adapters for {model.name} {variant.name}; "
-            "published are bi-mntp and bi-mntp-simcse of "
-            f"{', '.join(m.name for m in MODELS.values() if m.published)}"
-        )
-    folders = []
-    for stage in stages[variant.stages]:
-        hub_id, revision = model.published[stage]
-        local = Path(hub_id)
-        if local.is_dir():
-            folders.append(local)
-            continue
-        try:
-            folder = snapshot_download(
-                hub_id,
-                revision=None if revision == UNPINNED else revision,
-                allow_patterns=["adapter_config.json", ADAPTER_WEIGHTS],
-            )
-        except Exception as error:
-            raise AdapterError(f"cannot download {hub_id} ({type(error).__name__})") from error
-        folders.append(Path(folder))
-    return folders

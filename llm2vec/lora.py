@@ -24,6 +24,7 @@ def add_lora(backbone: PreTrainedModel, lora: LoRA, seed: int) -> PeftModel:
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules),
         bias="none",
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in backbone.modules()),
     )
     try:
         model = get_peft_model(backbone, config)

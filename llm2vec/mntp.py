@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llm2vec import corpora
 from llm2vec.attention import set_attention
 from llm2vec.errors import DataError, SettingError
+from llm2vec.heads import check_head, head_of
 from llm2vec.loading import load_backbone
 from llm2vec.lora import add_lora
 from llm2vec.registry import MNTP, Model
@@ -150,7 +151,7 @@ def predictions(
         hidden, head = model.states(input_ids), model.head
     else:
         hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        head = model.get_output_embeddings()
+        head = head_of(model)
     targets = labels[:, 1:]
     labelled = targets != IGNORED
     picked = hidden[:, :-1][labelled]
@@ -158,16 +159,6 @@ def predictions(
         picked.device.type, torch.bfloat16, enabled=getattr(model, "autocast", False)
     ):
         return head(picked), targets[labelled]
-
-
-def check_head(model: PreTrainedModel) -> None:
-    """Refuse architectures that change the logits after the head."""
-    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(model.config, name, None) not in (None, 1, 1.0):
-            raise SettingError(
-                f"{type(model).__name__} changes its logits by {name}, which MNTP here does not "
-                "follow; choose a plain architecture such as llama or mistral"
-            )
 
 
 @torch.inference_mode()
@@ -230,7 +221,7 @@ def build(
     check_head(language_model)
     set_attention(language_model, True)
     body = add_lora(language_model.base_model, settings.lora, settings.seed)
-    stage = MNTPModel(body, language_model.get_output_embeddings(), options.dtype)
+    stage = MNTPModel(body, head_of(language_model), options.dtype)
     if options.checkpointing or (options.checkpointing is None and model.parameters > 2e9):
         stage.use_checkpointing()
     return stage, tokenizer
@@ -244,10 +235,12 @@ def train_mntp(
     options: Options,
     text: Path | None = None,
     stage_name: str = "mntp",
+    accuracy: bool = True,
 ) -> Path:
     """Train MNTP and write the adapter into ``output``; returns that folder.
 
-    A finished run is left alone, an unfinished one goes on. Raises
+    A finished run is left alone, an unfinished one goes on. ``accuracy``: measure masked-token
+    accuracy before and after, for the adapter's provenance. Raises
     :class:`~llm2vec.errors.LLM2VecError` before the first step when something cannot work.
     """
     stage, tokenizer = build(model, settings, options)
@@ -264,7 +257,7 @@ def train_mntp(
     trainer = MNTPTrainer(stage, blocks, Masker(tokenizer, settings), settings, options, run, micro)
     train(trainer)
     note = {"data": [source.as_dict() for source in sources], "data_texts": len(texts)}
-    if trainer.is_world_process_zero() and not trainer.is_fsdp_enabled:
+    if accuracy and trainer.is_world_process_zero() and not trainer.is_fsdp_enabled:
         note["masked_accuracy"] = _before_and_after(stage, tokenizer, settings)
     save_adapter(trainer, model, registry, note)
     return output

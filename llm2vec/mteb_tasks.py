@@ -28,6 +28,7 @@ from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ScoringFunction
+from mteb.models.search_wrappers import SearchEncoderWrapper
 from mteb.types import PromptType
 
 from llm2vec import paths
@@ -40,6 +41,7 @@ from llm2vec.results import hash_of
 from llm2vec.vectors import Vectors
 
 OFFLINE = "llm2vec/offline"
+CORPUS_CHUNK = 10_000  # passages encoded and compared at once; mteb's own 50,000 take five times
 
 
 class MTEBEncoder(AbsEncoder):
@@ -78,12 +80,26 @@ def load_task(task: Task) -> tuple[AbsTask, Source]:
         built = build_task(task.name)
         built.load_data()
         return built, Source(OFFLINE, built.metadata.dataset["revision"], "asset", "built")
-    loaded = mteb.get_task(task.name, eval_splits=[task.split])
+    loaded = _mteb_task(task)
     if isinstance(loaded, AbsTaskAggregate):
         return loaded, _merge(task, [_fill(part, _part(task, part)) for part in loaded.tasks])
     if task.subset != "default":
         loaded.hf_subsets = [task.subset]
     return loaded, _fill(loaded, task)
+
+
+def _mteb_task(task: Task) -> AbsTask:
+    """mteb's object of that name; :class:`DataError` where mteb has another or none."""
+    try:
+        loaded = mteb.get_task(task.name, eval_splits=[task.split])
+    except KeyError:
+        loaded = None
+    if loaded is None or loaded.metadata.name != task.name:
+        raise DataError(
+            f"mteb {mteb.__version__} has no task {task.name}: another version may have renamed "
+            "it. Install the one that requirements/lock.txt pins."
+        )
+    return loaded
 
 
 def _part(task: Task, part: AbsTask) -> Task:
@@ -119,6 +135,12 @@ def _fill(loaded: AbsTask, task: Task) -> Source:
             f"from the hub ({type(error).__name__}). Set LLM2VEC_DATA to a mirror that has "
             f"{task.dataset}, or run where the hub can be reached."
         ) from error
+    splits = loaded.dataset.get(task.subset, loaded.dataset) if loaded.dataset else {}
+    if task.split not in splits:
+        raise DataError(
+            f"{task.dataset} at {task.revision} has no split {task.split!r}; it has "
+            f"{', '.join(map(str, splits)) or 'none'}"
+        )
     return Source(task.dataset, task.revision, "hub", "exact")
 
 
@@ -306,9 +328,10 @@ def _quiet() -> Iterator[None]:
 def _mteb_scores(
     wrapped: MTEBEncoder, loaded: AbsTask, task: Task, predictions: str
 ) -> dict[str, Any]:
+    searching = task.type == "Retrieval"
     with _quiet():
         result = mteb.evaluate(
-            wrapped,
+            SearchEncoderWrapper(wrapped, CORPUS_CHUNK) if searching else wrapped,
             loaded,
             cache=None,
             co2_tracker=False,

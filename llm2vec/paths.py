@@ -49,3 +49,8 @@ def results_dir() -> Path:
 def shipped_adapters_dir() -> Path:
     """Folder of the adapters that the repository carries."""
     return results_dir() / "adapters"
+
+
+def build_dir() -> Path:
+    """Folder of what a run makes besides evidence: quick results, logs, the engine's state."""
+    return ROOT / "build"

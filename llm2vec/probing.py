@@ -31,20 +31,12 @@ import torch
 from torch.nn import functional as F
 
 from llm2vec.features import WordFeatures
-from llm2vec.registry import PROBE, Probe, Variant
+from llm2vec.registry import OPTIMIZER, PROBE, Probe
 from llm2vec.words import TAGS, Alignment, Sentence, bounds, by_sentence, label_ids
 
 SPAN_TASKS = ("chunking", "ner")
 BOOTSTRAP = 1000
 _CHUNK = 512  # sentences gathered at once when predicting
-
-# Defaults of the published Trainer that the paper does not mention.
-OPTIMIZER = {"optimizer": "AdamW", "weight_decay": 0.0, "max_grad_norm": 1.0, "warmup_steps": 0}
-
-
-def alignment_of(variant: Variant) -> Alignment:
-    """Where the paper reads a word: at the previous positions after MNTP, else at its own."""
-    return "previous" if "mntp" in variant.stages else "same"
 
 
 # --------------------------------------------------------------------------- the probe

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from llm2vec.registry import MAX_LENGTH, TEXT_MAX_LENGTH, Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ECHO_TEMPLATE = ("Rewrite the following sentence: ", "\nThe rewritten sentence: ")
 

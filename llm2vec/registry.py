@@ -3,9 +3,8 @@
 A model is added by one entry in ``MODELS``. Revisions are commits of the hub repository; where
 none could be looked up the word is ``unpinned``, and every record repeats it. Hyperparameters
 name their source beside them: ``paper`` with a section of arXiv 2404.05961, or ``code`` for a
-released configuration where the paper is silent; where the two disagree both are given.
-
-This module imports neither torch nor transformers.
+released configuration where the paper is silent; where the two disagree both are given. The
+ablations and the bands of the verdicts stand beside it (``registry_*.py``). Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -94,6 +93,11 @@ class Probe:
 
 
 PROBE = Probe()
+STORED = "float16"  # ours: word states on disk
+# The probe's optimizer: defaults of the published Trainer that the paper does not mention.
+OPTIMIZER: Mapping[str, Any] = MappingProxyType(
+    {"optimizer": "AdamW", "weight_decay": 0.0, "max_grad_norm": 1.0, "warmup_steps": 0}
+)
 MAX_LENGTH = 512  # code: tokens of instruction and text together at evaluation
 TEXT_MAX_LENGTH = 400  # code (doc_max_length): text alone, shortened by whole words
 
@@ -321,6 +325,14 @@ SUITES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )  # fmt: skip
 
+# Tasks that are a mean over datasets (CQADupstack), and these.
+_PARTS: dict[str, tuple[Task, ...]] = {}
+for _r in _rows("mteb_parts.csv"):
+    _whole = TASKS[_r["task"]]
+    _part = replace(_whole, name=_r["part"], dataset=_r["dataset"], revision=_r["revision"])
+    _PARTS[_whole.name] = (*_PARTS.get(_whole.name, ()), _part)
+PARTS: Mapping[str, tuple[Task, ...]] = MappingProxyType(_PARTS)
+
 # Datasets that a mirror may hold under a name other than their hub id.
 MIRROR_NAMES: Mapping[str, str] = MappingProxyType(
     {
@@ -329,40 +341,13 @@ MIRROR_NAMES: Mapping[str, str] = MappingProxyType(
         "princeton-nlp/datasets-for-simcse": "wiki-sentences",
     }
 )
+# Hub revisions of the datasets that are not mteb tasks (those carry theirs in the task table).
+HUB_REVISIONS: Mapping[str, str] = MappingProxyType(dict.fromkeys(MIRROR_NAMES, UNPINNED))
 
 EXPERIMENTS = (
     "word_probing", "mteb_subset", "mteb_full", "pooling_leakage", "layer_similarity",
-    "offline_suite",
+    "offline_suite", "ablations",
 )  # fmt: skip
-
-
-# --------------------------------------------------------------------------- verdicts
-@dataclass(frozen=True)
-class Band:
-    """Largest absolute differences, in points, that still count as reproduced or close."""
-
-    reproduced: float
-    close: float
-    reason: str
-
-
-VERDICT_BANDS: Mapping[str, Band] = MappingProxyType({
-    "word": Band(
-        0.5, 1.5,
-        "accuracy of one word-level task: the paper prints one run of the probe; another seed of "
-        "the probe moves it by a few tenths, another seed of the adapter by more",
-    ),
-    "task": Band(
-        0.5, 2.0,
-        "one sentence-level task: in mteb's own re-runs of the paper's checkpoints 14 scores "
-        "moved, by 2.2 points in the median (reruns.csv)",
-    ),
-    "mean": Band(
-        0.3, 1.0,
-        "a mean over tasks: the paper's Tables 5 and 11 differ by up to 0.09 for the same "
-        "checkpoint, so 0.1 is the noise of a re-run; a retrained adapter adds its seed",
-    ),
-})  # fmt: skip
 
 
 # --------------------------------------------------------------------------- look-ups
@@ -383,8 +368,14 @@ def get_variant(name: str) -> Variant:
 
 
 def get_task(name: str) -> Task:
-    """The sentence-level task of that name; :class:`UnknownNameError` lists the valid ones."""
-    return _get("task", TASKS, name)
+    """The sentence-level task of that name; :class:`UnknownNameError` lists the valid ones.
+
+    The name of a successor (``STSBenchmark.v2``) is refused like any other: its scores cannot be
+    compared with the paper's.
+    """
+    old = next((t.name for t in TASKS.values() if t.superseded_by and t.superseded_by == name), "")
+    kind = f"task (mteb's successor of {old}, not comparable with the paper)" if old else "task"
+    return _get(kind, TASKS, name)
 
 
 def get_suite(name: str) -> tuple[str, ...]:

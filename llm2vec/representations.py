@@ -88,7 +88,11 @@ def beside(key: Key, root: Path, suffix: str) -> Path:
 
 
 def is_complete(
-    key: Key, root: Path, suffix: str, settings: dict[str, Any], adapters: tuple[str, ...] = ()
+    key: Key,
+    root: Path,
+    suffix: str,
+    settings: dict[str, Any],
+    adapters: tuple[str, ...] | None = (),
 ) -> bool:
     """Whether the record of exactly this run is there with its arrays."""
     return is_done(key, root, settings, adapters) and beside(key, root, suffix).exists()

@@ -239,12 +239,15 @@ def iter_records(root: Path) -> Iterator[Record]:
 
 
 def is_done(
-    key: Key, root: Path, hyperparameters: dict[str, Any], adapters: tuple[str, ...] = ()
+    key: Key, root: Path, hyperparameters: dict[str, Any], adapters: tuple[str, ...] | None = ()
 ) -> bool:
-    """Whether a valid record of exactly this run is there; a damaged one raises."""
+    """Whether a valid record of exactly this run is there; a damaged one raises.
+
+    ``adapters=None``: of this run with whatever adapters, where they are not at hand.
+    """
     path = key.path(root)
     if not path.exists():
         return False
     record = read_record(path)
     same = record.hyperparameters_hash == hash_of(hyperparameters)
-    return same and record.adapters == tuple(adapters)
+    return same and (adapters is None or record.adapters == tuple(adapters))

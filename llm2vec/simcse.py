@@ -55,20 +55,32 @@ def set_attention_dropout(model: nn.Module, probability: float) -> int:
 
     Raises :class:`SettingError` when no module has it: the two views would be almost the same.
     """
-    modules = [
-        m for m in model.modules() if isinstance(getattr(m, "attention_dropout", None), float)
-    ]
     config = getattr(model, "config", None)
-    if config is not None and hasattr(config, "attention_dropout"):
-        config.attention_dropout = probability
-    for module in modules:
-        module.attention_dropout = probability
-    if not modules:
+    for name in ("attention_dropout", "attn_pdrop"):
+        if hasattr(config, name):
+            setattr(config, name, probability)
+    found = [(m, name) for m in model.modules() if (name := _dropout_of_weights(m))]
+    for module, name in found:
+        if isinstance(getattr(module, name), nn.Dropout):
+            getattr(module, name).p = probability
+        else:
+            setattr(module, name, probability)
+    if not found:
         raise SettingError(
             f"{type(model).__name__} has no attention dropout to set; SimCSE here needs one "
             "(llama, mistral, qwen2, gemma, ...)"
         )
-    return len(modules)
+    return len(found)
+
+
+def _dropout_of_weights(module: nn.Module) -> str | None:
+    """Name under which an attention module keeps the dropout of its weights, if it is one."""
+    names = ("attention_dropout", "attn_dropout", "dropout")
+    for name in names if "Attention" in type(module).__name__ else names[:1]:
+        value = getattr(module, name, None)
+        if isinstance(value, int | float | nn.Dropout) and not isinstance(value, bool):
+            return name
+    return None
 
 
 # --------------------------------------------------------------------------- data
@@ -176,10 +188,10 @@ class SimCSETrainer(StageTrainer):
 
 # --------------------------------------------------------------------------- training
 def build(
-    model: Model, variant: Variant, settings: SimCSE, options: Options
+    model: Model, variant: Variant, settings: SimCSE, options: Options, mntp: Path | None = None
 ) -> tuple[SimCSEModel, PreTrainedTokenizerBase, tuple[str, ...]]:
     """Backbone with merged earlier stages and new LoRA, tokenizer, hashes of what was merged."""
-    merged = [adapter_folder(model, "mntp")] if "mntp" in variant.stages else []
+    merged = [mntp or adapter_folder(model, "mntp")] if "mntp" in variant.stages else []
     for folder in merged:
         _check_stage(folder, "mntp")
     backbone, tokenizer = load_backbone(model.name, dtype="float32", device=options.device)
@@ -211,18 +223,20 @@ def train_simcse(
     output: Path,
     options: Options,
     text: Path | None = None,
+    mntp: Path | None = None,
 ) -> Path:
     """Train SimCSE for a variant and write the adapter into ``output``; returns that folder.
 
-    A finished run is left alone, an unfinished one goes on. Raises
-    :class:`~llm2vec.errors.LLM2VecError` before the first step when something cannot work.
+    ``mntp``: folder of the MNTP adapter to start from; default the model's own. A finished run is
+    left alone, an unfinished one goes on. Raises :class:`~llm2vec.errors.LLM2VecError` before the
+    first step when something cannot work.
     """
     if "simcse" not in variant.stages:
         raise SettingError(
             f"variant {variant.name!r} has no SimCSE stage. Valid: uni-simcse, bi-simcse, "
             "bi-mntp-simcse."
         )
-    stage, tokenizer, merged = build(model, variant, settings, options)
+    stage, tokenizer, merged = build(model, variant, settings, options, mntp)
     sentences, sources = corpora.training_sentences(text)
     tokens = tokenize_sentences(sentences, tokenizer, settings)
     identity = run_settings(

@@ -8,8 +8,10 @@ folder that appears in one step::
 
 Keys are hashes of (instruction, text); the folder itself is named by model, adapters, variant and
 settings, so vectors never answer for another encoder. Jobs may share a folder: parts are never
-changed, and a part made twice does no harm. A damaged part is dropped and made again. Cost lies
-with the part: a resumed task still states every token that went through the model for it.
+changed, a part made twice does no harm, and one that another job has deleted is made again, as is
+a damaged one. Cost lies with the part: a resumed task still states every token that went through
+the model for it. In memory there are 24 bytes a text and the rows asked for: a corpus of millions
+of passages is no larger to hold than one of thousands.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +32,10 @@ from tqdm import tqdm
 from llm2vec.encoder import LLM2Vec, Pair
 from llm2vec.errors import LLM2VecError
 
-PART_CHARACTERS = 100_000  # about 25,000 tokens: what a killed run loses at most
+PART_CHARACTERS = 100_000  # about 25,000 tokens for a device: what a killed run loses at most
+ATTEMPTS = 20  # at reading rows whose parts another job, done with them, deletes meanwhile
+RECENT = 1 << 14  # keys that wait in a dictionary to be sorted in
+HOUR = 3600.0
 
 
 class VectorStoreError(LLM2VecError):
@@ -42,9 +48,60 @@ def key_of(pair: Pair) -> bytes:
     return hashlib.blake2b(instruction + b"\0" + text, digest_size=16).digest()
 
 
+class Index:
+    """Where the vector of each key lies: 24 bytes a key, however many there are.
+
+    A place is ``part << 32 | row``, -1 for a key that is not there.
+    """
+
+    def __init__(self) -> None:
+        self._keys = np.empty(0, "S16")  # sorted
+        self._places = np.empty(0, np.int64)
+        self._recent: dict[bytes, int] = {}
+
+    def add(self, keys: np.ndarray, part: int) -> None:
+        """Rows of a part: keys (n, 16) uint8."""
+        places = range(part << 32, (part << 32) + len(keys))
+        self._recent.update(zip((key.tobytes() for key in keys), places, strict=True))
+        if len(self._recent) > RECENT:
+            self._merge()
+
+    def find(self, keys: Sequence[bytes]) -> np.ndarray:
+        """Places (n,) int64 of the keys."""
+        found = np.array([self._recent.get(key, -1) for key in keys], np.int64)
+        if len(self._keys) and len(keys):
+            wanted = np.array(keys, "S16")
+            at = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+            here = (found < 0) & (self._keys[at] == wanted)
+            found[here] = self._places[at[here]]
+        return found
+
+    def drop(self, part: int) -> None:
+        """Forget every key of a part."""
+        self._merge()
+        kept = self._places >> 32 != part
+        self._keys, self._places = self._keys[kept], self._places[kept]
+
+    def _merge(self) -> None:
+        """Recent keys into the sorted ones; of a key that is in both, the recent place counts."""
+        recent = np.array(list(self._recent), "S16")
+        places = np.array(list(self._recent.values()), np.int64)
+        order = np.argsort(recent)
+        recent, places = recent[order], places[order]
+        at = np.searchsorted(self._keys, recent)
+        known = np.zeros(len(recent), bool)
+        if len(self._keys):
+            known = self._keys[np.minimum(at, len(self._keys) - 1)] == recent
+            self._places[at[known]] = places[known]
+        self._keys = np.insert(self._keys, at[~known], recent[~known])
+        self._places = np.insert(self._places, at[~known], places[~known])
+        self._recent = {}
+
+
 class Vectors:
     """Vectors of (instruction, text) pairs for several poolings at once.
 
+    ``encoder``: one of :class:`~llm2vec.encoder.LLM2Vec`'s kind, on one device or on several.
     ``tokens``, ``padding`` and ``seconds`` are the cost of all parts, whoever made them.
     """
 
@@ -57,29 +114,56 @@ class Vectors:
         self.progress = progress
         self.tokens = self.padding = 0
         self.seconds = 0.0
-        self._arrays: list[dict[str, np.ndarray]] = []
-        self._where: dict[bytes, tuple[int, int]] = {}
+        self._parts: list[Path] = []
+        self._index = Index()
         for part in sorted(self.folder.glob("part-*")):
             self._open(part)
 
     def get(self, pairs: Sequence[Pair], pooling: str) -> np.ndarray:
         """Vectors (n, hidden) float32 of the pairs, in their order."""
-        self._make([p for p in dict.fromkeys(pairs) if key_of(p) not in self._where])
+        keys = [key_of(pair) for pair in pairs]
         out = np.empty((len(pairs), self.encoder.embedding_size), np.float32)
-        places = np.array([self._where[key_of(pair)] for pair in pairs]).reshape(-1, 2)
-        for part in np.unique(places[:, 0]):
-            rows = np.flatnonzero(places[:, 0] == part)
-            out[rows] = self._arrays[part][pooling][places[rows, 1]]
-        return out
+        for _ in range(ATTEMPTS):
+            places = self._index.find(keys)
+            absent = np.flatnonzero(places < 0)
+            if len(absent):
+                self._make(list(dict.fromkeys(pairs[row] for row in absent)))
+                places = self._index.find(keys)
+            if self._read(places, pooling, out):
+                return out
+        raise VectorStoreError(
+            f"vectors in {self.folder} vanish again and again: does another program clean up there?"
+        )
+
+    def _read(self, places: np.ndarray, pooling: str, out: np.ndarray) -> bool:
+        """Fill ``out`` from the parts; False when some are gone, which are then forgotten."""
+        whole = bool((places >= 0).all())
+        for number in np.unique(places[places >= 0] >> 32):
+            rows = np.flatnonzero(places >> 32 == number)
+            try:
+                part = np.load(
+                    self._parts[number] / f"{pooling}.npy", mmap_mode="r", allow_pickle=False
+                )
+                out[rows] = part[places[rows] & 0xFFFFFFFF]
+            except (OSError, ValueError, EOFError, IndexError):
+                self._index.drop(number)
+                whole = False
+        return whole
 
     def discard(self) -> None:
-        """Delete the parts: every pooling is scored."""
-        self._arrays, self._where = [], {}
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete the parts: every pooling is scored. What another job writes just now stays."""
+        for part in self._parts:
+            shutil.rmtree(part, ignore_errors=True)
+        self._parts, self._index = [], Index()
+        for left in self.folder.glob(".tmp-*"):  # of jobs that were killed
+            if time.time() - left.stat().st_mtime > HOUR:
+                shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):  # another job is at it
+            self.folder.rmdir()
 
     # ------------------------------------------------------------------ making parts
     def _make(self, pairs: list[Pair]) -> None:
-        parts = _parts(pairs)
+        parts = _parts(pairs, PART_CHARACTERS * len(getattr(self.encoder, "devices", ("one",))))
         with tqdm(
             total=len(pairs), unit=" texts", leave=False, disable=not self.progress or not pairs
         ) as bar:
@@ -99,10 +183,10 @@ class Vectors:
             "seconds": time.perf_counter() - started,
         }
         keys = np.frombuffer(b"".join(key_of(p) for p in pairs), np.uint8).reshape(-1, 16)
-        name = f"part-{hashlib.blake2b(keys.tobytes(), digest_size=8).hexdigest()}"
+        what = keys.tobytes() + " ".join(self.poolings).encode()
+        name = f"part-{hashlib.blake2b(what, digest_size=8).hexdigest()}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=self.folder, prefix=".tmp-"))
+            temporary = self._temporary()
             try:
                 np.save(temporary / "keys.npy", keys)
                 for pooling, values in made.items():
@@ -122,17 +206,26 @@ class Vectors:
             ) from error
         self._open(self.folder / name)
 
+    def _temporary(self) -> Path:
+        """A folder to write into; the one around it may be removed by a job that is done."""
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                return Path(tempfile.mkdtemp(dir=self.folder, prefix=".tmp-"))
+
     def _open(self, part: Path) -> None:
+        """Take a part into the index; one for other poolings is left alone, a damaged one goes."""
+        files = [part / f"{pooling}.npy" for pooling in self.poolings]
+        if (part / "keys.npy").exists() and not all(file.exists() for file in files):
+            return
+        size = self.encoder.embedding_size
         try:
             keys = np.load(part / "keys.npy", allow_pickle=False)
-            arrays = {
-                p: np.load(part / f"{p}.npy", mmap_mode="r", allow_pickle=False)
-                for p in self.poolings
-            }
             cost = json.loads((part / "cost.json").read_text(encoding="utf-8"))
-            if any(values.shape != (len(keys), self.encoder.embedding_size)
-                   for values in arrays.values()):  # fmt: skip
-                raise ValueError("wrong shape")
+            for file in files:
+                values = np.load(file, mmap_mode="r", allow_pickle=False)
+                if values.shape != (len(keys), size):
+                    raise ValueError("wrong shape")
         except (OSError, ValueError, EOFError) as error:
             print(f"dropping the damaged part {part.name} ({error})", file=sys.stderr)
             shutil.rmtree(part, ignore_errors=True)
@@ -140,16 +233,16 @@ class Vectors:
         self.tokens += cost["tokens"]
         self.padding += cost["padding"]
         self.seconds += cost["seconds"]
-        self._arrays.append(arrays)
-        self._where |= {key.tobytes(): (len(self._arrays) - 1, row) for row, key in enumerate(keys)}
+        self._parts.append(part)
+        self._index.add(keys, len(self._parts) - 1)
 
 
-def _parts(pairs: list[Pair]) -> list[list[Pair]]:
-    """Pairs in parts of similar length, longest first, of about ``PART_CHARACTERS`` each."""
+def _parts(pairs: list[Pair], characters: int) -> list[list[Pair]]:
+    """Pairs in parts of similar length, longest first, of about ``characters`` each."""
     parts: list[list[Pair]] = []
     size = 0
     for pair in sorted(pairs, key=lambda p: -len(p[0]) - len(p[1])):
-        if not parts or size > PART_CHARACTERS:
+        if not parts or size > characters:
             parts.append([])
             size = 0
         parts[-1].append(pair)

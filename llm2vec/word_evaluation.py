@@ -16,25 +16,25 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from llm2vec.assets import model_revision
-from llm2vec.data import Source
-from llm2vec.encoder import LLM2Vec, load_encoder
-from llm2vec.errors import SettingError, UnknownNameError
-from llm2vec.features import STORED, WordFeatures, word_features
-from llm2vec.loading import (
+from llm2vec.adapters import (
+    WORDS_STAGE,
     adapter_folder,
-    adapter_folders,
     adapter_hash,
     published_adapters,
+    stages_of,
 )
-from llm2vec.probing import OPTIMIZER, Outcome, alignment_of, probe_task
+from llm2vec.assets import model_revision
+from llm2vec.data import Source
+from llm2vec.errors import SettingError, UnknownNameError
 from llm2vec.provenance import capture_provenance
 from llm2vec.registry import (
+    OPTIMIZER,
     PROBE,
+    STORED,
     VARIANTS,
     WORD_TASKS,
     Model,
@@ -50,13 +50,18 @@ from llm2vec.words import (
     CORPORA,
     Alignment,
     Sentence,
+    alignment_of,
     corpus_revision,
     load_corpus,
     tokenize,
 )
 
+if TYPE_CHECKING:  # what needs torch is imported where it is used: planning does without
+    from llm2vec.encoder import LLM2Vec
+    from llm2vec.features import WordFeatures
+    from llm2vec.probing import Outcome
+
 EXPERIMENT = "word_probing"
-WORDS_STAGE = "mntp-words"
 
 
 @dataclass(frozen=True)
@@ -132,14 +137,10 @@ def execute(run: Run, root: Path, device: str | None = None) -> list[Path]:
     Records that are done are left alone; with nothing to do the backbone is not even loaded.
     """
     folders = word_adapters(run)
-    hashes = tuple(adapter_hash(folder) for folder in folders)
-    jobs = [(task, alignment) for task in run.tasks for alignment in ALIGNMENTS]
-    todo = [
-        (task, alignment)
-        for task, alignment in jobs
-        if not is_done(run.key(task, alignment), root, run.hyperparameters(alignment), hashes)
-    ]
+    todo = absent(run, root, tuple(adapter_hash(folder) for folder in folders))
     if todo:
+        from llm2vec.probing import probe_task
+
         corpus, source = load_corpus(run.data, run.max_sentences)
         encoder = _load(run, folders, device)
         features = corpus_features(encoder, corpus)
@@ -152,7 +153,21 @@ def execute(run: Run, root: Path, device: str | None = None) -> list[Path]:
                 make_record(run, task, alignment, outcome, encoder, source, cost), root
             )
             print(f"{path}: {outcome.score:.4f} ({seconds:.0f} s)", flush=True)
-    return [run.key(task, alignment).path(root) for task, alignment in jobs]
+    return [run.key(task, alignment).path(root) for task, alignment in measurements(run)]
+
+
+def measurements(run: Run) -> list[tuple[str, Alignment]]:
+    """Every task under both alignments."""
+    return [(task, alignment) for task in run.tasks for alignment in ALIGNMENTS]
+
+
+def absent(run: Run, root: Path, hashes: tuple[str, ...] | None) -> list[tuple[str, Alignment]]:
+    """What has no record with these adapters (None: with any)."""
+    return [
+        (task, alignment)
+        for task, alignment in measurements(run)
+        if not is_done(run.key(task, alignment), root, run.hyperparameters(alignment), hashes)
+    ]
 
 
 def _has_own_words_stage(run: Run) -> bool:
@@ -164,12 +179,17 @@ def word_adapters(run: Run) -> list[Path]:
     """Folders of the adapters of a run; :class:`AdapterError` when one is missing."""
     if run.adapters == "published":
         return published_adapters(run.model, run.variant)
-    if _has_own_words_stage(run):
-        return [adapter_folder(run.model, WORDS_STAGE)]
-    return adapter_folders(run.model, run.variant)
+    return [adapter_folder(run.model, stage) for stage in own_stages(run)]
+
+
+def own_stages(run: Run) -> tuple[str, ...]:
+    """Stages of the recipe whose adapters a run with own adapters needs."""
+    return (WORDS_STAGE,) if _has_own_words_stage(run) else stages_of(run.variant)
 
 
 def _load(run: Run, folders: Sequence[Path], device: str | None) -> LLM2Vec:
+    from llm2vec.encoder import LLM2Vec, load_encoder
+
     name = run.model.name
     if _has_own_words_stage(run):
         return LLM2Vec.from_pretrained(name, folders[0], dtype=run.dtype, device=device)
@@ -182,6 +202,8 @@ def corpus_features(
     encoder: LLM2Vec, corpus: Mapping[str, Sequence[Sentence]], stored: str = STORED
 ) -> WordFeatures:
     """Features of the words of all splits, cached; :class:`DataError` for a sentence too long."""
+    from llm2vec.features import word_features
+
     context = encoder.backbone.config.get_text_config().max_position_embeddings
     sentences = [sentence for split in corpus.values() for sentence in split]
     tokens = tokenize(encoder.tokenizer, sentences, min(PROBE.max_length, context))

@@ -34,9 +34,15 @@ import numpy as np
 from llm2vec.data import Source, load_split
 from llm2vec.errors import DataError, SettingError
 from llm2vec.paths import RESOURCES
+from llm2vec.registry import Variant
 
 Alignment = Literal["same", "previous"]
 ALIGNMENTS: tuple[Alignment, ...] = ("same", "previous")
+
+
+def alignment_of(variant: Variant) -> Alignment:
+    """Where the paper reads a word: at the previous positions after MNTP, else at its own."""
+    return "previous" if "mntp" in variant.stages else "same"
 
 
 _POS = (

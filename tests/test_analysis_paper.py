@@ -21,7 +21,8 @@ from analysis.paper import (
 )
 from llm2vec.errors import SettingError
 from llm2vec.paths import results_dir
-from llm2vec.registry import MODELS, SUITES, TASKS, VARIANTS, VERDICT_BANDS
+from llm2vec.registry import MODELS, SUITES, TASKS, VARIANTS
+from llm2vec.registry_verdicts import VERDICT_BANDS
 from llm2vec.results import NONE
 
 PAPER = results_dir() / "paper"

@@ -258,6 +258,36 @@ def test_settings_that_change_a_score_change_the_hash(results: Path) -> None:
     assert len(set.union(*settings)) == sum(map(len, settings))
 
 
+# --------------------------------------------------------------------------- several devices
+def test_several_devices_share_the_work_and_are_given_back(
+    three: Run, results: Path, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans: list[Any] = []
+
+    class Span(StubEncoder):
+        """In place of one process a device."""
+
+        def __init__(self, load: Callable[..., StubEncoder], devices: list[str]) -> None:
+            super().__init__(*load.args)
+            self.device, self.closed = ",".join(devices), False
+            spans.append(self)
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.closed = True
+
+    monkeypatch.setattr(evaluation, "ParallelEncoder", Span)
+    assert execute(one_task(three), device="cuda:0, cuda:1") == 1
+    (record,) = iter_records(results)
+    assert record.provenance["device"] == "cuda:0,cuda:1"
+    assert [(len(s.pairs), s.closed) for s in spans] == [(TEXTS, True)]
+    assert loader.encoders == []
+    execute(three_tasks(three), device="cpu")
+    assert [options["device"] for options in loader.options] == ["cpu"]
+
+
 # --------------------------------------------------------------------------- interrupted
 def test_an_interrupted_run_keeps_what_is_done(three: Run, results: Path, loader: Loader) -> None:
     loader.fails_at = 3  # two calls per task: one for each side of the pairs
@@ -400,6 +430,18 @@ WRONG: list[tuple[tuple[str, str, str], dict[str, str], type[LLM2VecError], str]
     ((MODEL, "tri", "subset"), {}, UnknownNameError, "unknown variant 'tri'"),
     ((MODEL, "uni", "mteb"), {}, UnknownNameError, "unknown suite 'mteb'"),
     ((MODEL, "uni", "subset"), {"task": "SciFac"}, UnknownNameError, "Did you mean 'SciFact'"),
+    (
+        (MODEL, "uni", "subset"),
+        {"task": "STSBenchmark.v2"},
+        UnknownNameError,
+        "unknown task (mteb's successor of STSBenchmark, not comparable with the paper)",
+    ),
+    (
+        (MODEL, "uni", "full"),
+        {"task": "CQADupstackTexRetrieval"},  # a part, which the paper does not score alone
+        UnknownNameError,
+        "Did you mean 'CQADupstackRetrieval'",
+    ),
     ((MODEL, "uni", "subset"), {"pooling": "max"}, UnknownNameError, "Valid: eos, mean"),
     ((MODEL, "uni", "subset"), {"pooling": "none"}, UnknownNameError, "unknown pooling"),
     ((MODEL, "uni", "subset"), {"dtype": "float8"}, UnknownNameError, "Valid: float32, bfl"),

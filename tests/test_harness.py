@@ -7,12 +7,17 @@ than those of the hub, so mteb draws other training examples.
 """
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic_records import PROVENANCE, add
 
-from llm2vec.errors import AssetError
+from analysis.build import make_table
+from analysis.collect import load_results
+from analysis.render import NOT_RUN, to_markdown
+from llm2vec.errors import AssetError, RecordError
 from llm2vec.registry import get_task
 
 LEFT_OUT = {"MassiveIntentClassification"}
@@ -35,6 +40,53 @@ def test_the_published_scores_are_those_of_the_table(repo_root: Path) -> None:
         assert row["subset"] == task.subset
 
 
+# --------------------------------------------------------------------------- the tables
+def add_measured(root: Path, name: str, score: float, status: str = "exact") -> None:
+    data = {"id": "x", "revision": "1", "source": "mirror", "status": status}
+    add(root, "mteb_subset", "minilm-l6", "encoder", "none", name, score, dataset=data)
+
+
+def cells_of(root: Path, table: str) -> list[list[str]]:
+    text = to_markdown(make_table(table, load_results(root)))
+    lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_table_judges_each_score(tmp_path: Path) -> None:
+    add_measured(tmp_path, "STSBenchmark", 0.82034)
+    add_measured(tmp_path, "EmotionClassification", 0.40830, "reconstructed")
+    add_measured(tmp_path, "MassiveIntentClassification", 0.68093, "exact, row order differs")
+    add_measured(tmp_path, "SciFact", 0.64)
+    rows = {row[0]: row[3:] for row in cells_of(tmp_path, "harness")}
+    assert rows["STSBenchmark"] == ["0.82034", "+0.00002", "equal", ""]
+    assert rows["EmotionClassification"][0] == "0.40830 (reconstructed)"
+    assert rows["EmotionClassification"][3] == "no proof: its data are reconstructed"
+    assert rows["MassiveIntentClassification"][2] == "differs"
+    assert "row order" in rows["MassiveIntentClassification"][3]
+    assert rows["SciFact"][2:] == ["differs", ""]
+    assert rows["Banking77Classification"][0] == NOT_RUN
+
+
+def test_the_spread_over_row_orders_is_shown(tmp_path: Path) -> None:
+    root, file = tmp_path / "results", tmp_path / "benchmarks" / "results" / "row_order.json"
+    root.mkdir()
+    assert cells_of(root, "row_order")[0][0] == "not run"
+    made = {
+        "task": "MassiveIntentClassification", "as_it_is": 0.68, "rows": [0.66, 0.67, 0.69],
+        "mean": 0.6733, "std": 0.0153, "provenance": PROVENANCE,
+    }  # fmt: skip
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(made))
+    assert cells_of(root, "row_order") == [[
+        "MassiveIntentClassification", "0.6694", "0.6800", "3", "0.6733", "0.0153",
+        "0.6600 to 0.6900",
+    ]]  # fmt: skip
+    file.write_text(json.dumps(made | {"rows": ["a"]}))
+    with pytest.raises(RecordError, match=r"row_order\.json: not what"):
+        cells_of(root, "row_order")
+
+
+# --------------------------------------------------------------------------- the proof
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.usefixtures("mirror_env")

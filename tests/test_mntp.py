@@ -183,9 +183,10 @@ def test_micro_batches_give_the_run_of_the_whole_batch(
     assert np.allclose(losses[0], losses[1], rtol=1e-3)
 
 
-def test_scaled_logits_are_refused(tiny_llama) -> None:
-    tiny_llama.model.config.final_logit_softcapping = 30.0
-    with pytest.raises(SettingError, match="final_logit_softcapping"):
+def test_logits_that_the_head_does_not_explain_are_refused(tiny_llama) -> None:
+    check_head(tiny_llama.model)
+    tiny_llama.model.config.final_logit_softcapping = 1.0  # which LLaMA's own code does not read
+    with pytest.raises(SettingError, match="changes its logits after the head"):
         check_head(tiny_llama.model)
 
 

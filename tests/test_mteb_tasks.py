@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -449,6 +450,30 @@ def test_a_replaced_file_is_served_fresh(root: Path) -> None:
     assert loaded.dataset["test"]["score"][0] == PAIRS[-1][2]
 
 
+def test_a_split_that_the_mirror_lacks_is_named(root: Path) -> None:
+    task = replace(get_task("STSBenchmark"), split="dev")
+    folder = add_task(root, task)
+    with pytest.raises(DataError, match=rf"the mirror lacks {folder}/dev\.parquet"):
+        load_task(task)
+
+
+@pytest.mark.parametrize("answer", ["no such task", "another name"])
+def test_a_task_that_mteb_has_renamed_is_named(
+    monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    """mteb follows its own renamings with a warning; a record must not."""
+    other = mteb.get_task("STS22.v2")
+
+    def get(*_: Any, **__: Any) -> Any:
+        if answer == "no such task":
+            raise KeyError("'STS22' not found")
+        return other
+
+    monkeypatch.setattr(mteb, "get_task", get)
+    with pytest.raises(DataError, match=r"mteb 2\.\d+\.\d+ has no task STS22.*lock\.txt"):
+        load_task(get_task("STS22"))
+
+
 @pytest.mark.parametrize("name", ["STSBenchmark", "CQADupstackRetrieval"])
 def test_neither_mirror_nor_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from mteb.abstasks import AbsTask, AbsTaskRetrieval
@@ -470,7 +495,12 @@ def test_data_from_the_hub_are_said_to_be_so(monkeypatch: pytest.MonkeyPatch) ->
     from mteb.abstasks import AbsTask
 
     loaded = []
-    monkeypatch.setattr(AbsTask, "load_data", lambda self, **_: loaded.append(self.metadata.name))
+
+    def load_data(self: AbsTask, **_: Any) -> None:
+        loaded.append(self.metadata.name)
+        self.dataset = {"test": [], "validation": []}
+
+    monkeypatch.setattr(AbsTask, "load_data", load_data)
     task = get_task("STSBenchmark")
     assert load_task(task)[1].as_dict() == {
         "id": task.dataset,
@@ -479,6 +509,8 @@ def test_data_from_the_hub_are_said_to_be_so(monkeypatch: pytest.MonkeyPatch) ->
         "status": "exact",
     }
     assert loaded == ["STSBenchmark"]
+    with pytest.raises(DataError, match=r"no split 'dev'; it has test, validation"):
+        load_task(replace(task, split="dev"))
 
 
 def test_warnings_work_again_afterwards(root: Path, evaluate: Callable[..., Any]) -> None:

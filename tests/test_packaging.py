@@ -203,7 +203,7 @@ class Copy:
     def make(self, *arguments: str, **values: str) -> subprocess.CompletedProcess[str]:
         """Run make with `values` in its environment."""
         outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MAKEFILES"}
-        outer |= {*MAKE_VALUES, "PROFILE", "ADAPTERS", "DRY"}
+        outer |= {*MAKE_VALUES, "PROFILE", "ADAPTERS", "DRY", "DEST", "FROM"}
         environment = {k: v for k, v in os.environ.items() if k not in outer}
         return subprocess.run(
             ["make", *arguments],
@@ -310,14 +310,14 @@ HOSTILE = (
 @pytest.mark.parametrize("way", ["command line", "environment"])
 @pytest.mark.parametrize("value", HOSTILE)
 def test_values_reach_the_driver_as_they_are(built: Copy, value: str, way: str) -> None:
-    names = ("MODEL", "VARIANT", "POOLING", "SUITE", "RESULTS")
+    names = ("MODEL", "VARIANT", "POOLING", "SUITE", "RESULTS", "JOBS", "PROFILE", "ADAPTERS")
     if way == "environment":
         (call,) = built.new_calls("reproduce-mteb", **dict.fromkeys(names, value))
     else:
         (call,) = built.new_calls("reproduce-mteb", *(f"{name}={value}" for name in names))
     assert not (built.folder / "pwned").exists()
     options = [f"--{name.lower()}={value}" for name in names]
-    assert sorted(call) == sorted(["experiments/reproduce.py", *options])
+    assert sorted(call) == sorted(["experiments/grid.py", "mteb", *options])
 
 
 @pytest.mark.parametrize("value", HOSTILE)
@@ -337,13 +337,30 @@ def test_hostile_jobs_and_interpreter_run_nothing(built: Copy, value: str) -> No
 )
 def test_quick_runs_stay_away_from_the_evidence(built: Copy, suite: str, results: str) -> None:
     (call,) = built.new_calls("reproduce-mteb", f"SUITE={suite}")
-    assert call == [
-        "experiments/reproduce.py",
-        "--model=smollm2-135m",
-        f"--suite={suite}",
-        f"--results={results}",
-    ]
-    assert built.new_calls("reproduce") == [["experiments/reproduce.py", "--results=build/results"]]
+    grid, chosen = "experiments/grid.py", ["--model=smollm2-135m", "--profile=local", "--jobs=1"]
+    assert call == [grid, "mteb", f"--suite={suite}", *chosen, f"--results={results}"]
+    (call,) = built.new_calls("reproduce")
+    assert call == [grid, "offline", "--no-train", *chosen, "--results=build/results"]
+
+
+@pytest.mark.parametrize("goal", ["words", "analyses", "all", "mteb-full"])
+def test_every_goal_takes_the_same_values(built: Copy, goal: str) -> None:
+    values = ("MODEL=minilm-l6", "VARIANT=encoder", "PROFILE=slurm", "JOBS=20", "DRY=1")
+    (call,) = built.new_calls(f"reproduce-{goal}", *values, "ADAPTERS=published")
+    assert call[:2] == ["experiments/grid.py", "mteb" if goal == "mteb-full" else goal]
+    wanted = {"--model=minilm-l6", "--variant=encoder", "--profile=slurm", "--jobs=20"}
+    assert wanted | {"--dry-run", "--adapters=published", "--results=results"} <= set(call)
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_folders_reach_mirror_and_import_as_they_are(built: Copy, value: str) -> None:
+    (call,) = built.new_calls("mirror", "SUITE=subset", f"DEST={value}", "MODEL=")
+    assert call == ["-m", "llm2vec.mirror", "--suite=subset", f"--dest={value}"]
+    (call,) = built.new_calls("import-results", f"FROM={value}", "DRY=1")
+    assert call == ["-m", "llm2vec.transfer", f"--source={value}", "--dry-run"]
+    (call,) = built.new_calls("doctor", f"MODEL={value}", f"ADAPTERS={value}")
+    assert call[2:] == [f"--model={value}", "--suite=offline", f"--adapters={value}"]
+    assert not (built.folder / "pwned").exists()
 
 
 @pytest.mark.parametrize(("pytest_status", "passes"), [(0, True), (5, True), (1, False)])

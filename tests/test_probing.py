@@ -22,7 +22,6 @@ from llm2vec.errors import DataError, SettingError, UnknownNameError
 from llm2vec.features import WordFeatures, word_features
 from llm2vec.probing import (
     ProbeData,
-    alignment_of,
     entity_f1,
     predict,
     probe_batches,
@@ -32,7 +31,15 @@ from llm2vec.probing import (
 )
 from llm2vec.registry import MODELS, PROBE, VARIANTS
 from llm2vec.results import read_record
-from llm2vec.words import ALIGNMENTS, TAGS, Sentence, Tokens, load_corpus, tokenize
+from llm2vec.words import (
+    ALIGNMENTS,
+    TAGS,
+    Sentence,
+    Tokens,
+    alignment_of,
+    load_corpus,
+    tokenize,
+)
 
 QUICK = replace(PROBE, steps=60, seeds=(42, 43))
 MakeEncoder = Callable[..., LLM2Vec]
@@ -440,7 +447,7 @@ def quick(make_encoder, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         loads.append(variant)
         return make_encoder(variant)
 
-    monkeypatch.setattr(word_evaluation, "load_encoder", load)
+    monkeypatch.setattr("llm2vec.encoder.load_encoder", load)
     monkeypatch.setattr(word_evaluation, "PROBE", QUICK)
     return loads
 

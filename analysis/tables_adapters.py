@@ -1,0 +1,136 @@
+"""The table of the shipped adapters: what they were trained on, and how far from the recipe.
+
+Made of ``adapters/{model}/{stage}/provenance.json``, which every trained adapter carries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.collect import Results
+from analysis.render import NOT_RUN, Origin, Table, number
+from analysis.tables import display_model, once
+from llm2vec.errors import RecordError
+from llm2vec.registry import MNTP, MODELS, VARIANTS, SimCSE, settings_dict
+
+Note = Mapping[str, Any]
+Notes = Mapping[tuple[str, str], Note]  # by model and stage
+
+
+def training(results: Results) -> Table:
+    """What the shipped adapters were trained on and how far that is from the paper's recipe."""
+    notes = dict(_notes(results.root))
+    header = ["Model", "Adapter", "Text", "Steps", "Tokens", "Final loss", "Masked accuracy",
+              "Departures from the paper's recipe"]  # fmt: skip
+    rows = [[display_model(model), stage, *_training_row(note)]
+            for (model, stage), note in notes.items()]  # fmt: skip
+    models = once([row[0] for row in rows])
+    shown = [[model, *row[1:]] for model, row in zip(models, rows, strict=True)]
+    breaks = frozenset(i + 1 for i, (a, b) in enumerate(pairwise(notes)) if a[0] != b[0])
+    return Table(
+        "training", "The shipped adapters", header,
+        shown or [["not run", *[NOT_RUN] * (len(header) - 1)]], "llprrrlp",
+        _training_data(notes), _adapter_origin(notes), f"{len(notes)} adapters", breaks=breaks,
+        notes=("Masked accuracy, times 100: before and after, on Wikitext's test split. "
+               "Departures: the paper's value, then the one used here.",),
+    )  # fmt: skip
+
+
+def _notes(root: Path) -> list[tuple[tuple[str, str], Note]]:
+    """Provenance by (model, stage), in the registry's order; a damaged file is named."""
+    found = []
+    for path in sorted((root / "adapters").glob("*/*/provenance.json")):
+        try:
+            note = json.loads(path.read_text(encoding="utf-8"))
+            _training_row(note)
+            _origin_row(note)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RecordError(
+                f"{path}: not the provenance of an adapter ({type(error).__name__}: {error}). "
+                "Train the adapter again, or remove its folder."
+            ) from error
+        found.append(((path.parts[-3], path.parts[-2]), note))
+    order = {name: index for index, name in enumerate(MODELS)}
+    stages = [variant.adapter for variant in VARIANTS.values()]
+    return sorted(found, key=lambda item: (
+        order.get(item[0][0], len(order)),
+        stages.index(item[0][1]) if item[0][1] in stages else len(stages), item[0],
+    ))  # fmt: skip
+
+
+def _training_row(note: Note) -> list[str]:
+    text = "; ".join(f"{d['id']} ({d['source']}, {d['status']})" for d in note["data"])
+    return [
+        text, f"{note['steps']:,}", f"{note['tokens']:,}", number(note["final_loss"], digits=3),
+        _accuracy_text(note), _departures_text(_departures(note)),
+    ]  # fmt: skip
+
+
+def _accuracies(note: Note) -> list[float | None]:
+    """Masked accuracy before and after; None for SimCSE or where it could not be measured."""
+    measured = note.get("masked_accuracy") or {}
+    return [measured[when]["accuracy"] if when in measured else None
+            for when in ("before", "after")]  # fmt: skip
+
+
+def _accuracy_text(note: Note) -> str:
+    before, after = _accuracies(note)
+    if before is None or after is None:
+        return NOT_RUN if "masked_accuracy" in note else ""
+    return f"{number(100 * before)} → {number(100 * after)}"
+
+
+def _departures(note: Note) -> dict[str, tuple[Any, Any]]:
+    """Hyperparameters by name that are not the paper's: its value and the one used.
+
+    A model of the paper has its own recipe in the registry; another one is held against the
+    paper's common values, whatever the registry trains it with.
+    """
+    stage, here = note["stage"], note["hyperparameters"]
+    model = MODELS[note["model"]]
+    if stage == "mntp-words":
+        recipe = model.mntp_words
+    elif stage == "mntp":
+        recipe = model.mntp if model.in_paper else MNTP()
+    else:
+        recipe = model.simcse if model.in_paper else SimCSE()
+    theirs = settings_dict(recipe)
+    return {name: (theirs[name], here[name]) for name in theirs if here[name] != theirs[name]}
+
+
+def _departures_text(departures: Mapping[str, tuple[Any, Any]]) -> str:
+    texts = [f"{name.replace('_', ' ')} {_plain(theirs)} → {_plain(ours)}"
+             for name, (theirs, ours) in departures.items()]  # fmt: skip
+    return ", ".join(texts) or "none"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _training_data(notes: Notes) -> pd.DataFrame:
+    rows = [
+        (*names, *_training_row(note)[:1], note["steps"], note["tokens"], note.get("epochs"),
+         note["final_loss"], *_accuracies(note), json.dumps(_departures(note), sort_keys=True),
+         note.get("adapter_sha256"), note["provenance"]["commit"])
+        for names, note in notes.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=[
+        "model", "adapter", "text", "steps", "tokens", "epochs", "final_loss", "accuracy_before",
+        "accuracy_after", "departures", "sha256", "commit",
+    ])  # fmt: skip
+
+
+def _origin_row(note: Note) -> dict[str, Any]:
+    return {name: note["provenance"][name] for name in ("commit", "started", "dirty")}
+
+
+def _adapter_origin(notes: Notes) -> Origin:
+    rows = [_origin_row(note) for note in notes.values()]
+    return Origin.of(pd.DataFrame(rows, columns=["commit", "started", "dirty"]))

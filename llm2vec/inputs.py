@@ -1,0 +1,43 @@
+"""What ``encode`` takes: texts and [instruction, text] pairs, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+import numpy as np
+
+Pair = tuple[str, str]
+
+
+def as_pairs(sentences: Any) -> list[Pair]:
+    """(instruction, text) of every item, in order; lone surrogates become U+FFFD.
+
+    Raises TypeError naming the first item that is neither a text nor a pair of two, or the whole
+    where it has no items or no order of its own.
+    """
+    if isinstance(sentences, np.ndarray):
+        sentences = np.atleast_1d(sentences).tolist()
+    if not isinstance(sentences, Iterable) or isinstance(sentences, str | bytes | Mapping | Set):
+        raise TypeError(
+            f"cannot encode {type(sentences).__name__}: give a text (str), or a list of texts and "
+            "[instruction, text] pairs"
+        )
+    return [_as_pair(item, index) for index, item in enumerate(sentences)]
+
+
+def _as_pair(item: Any, index: int) -> Pair:
+    parts = ("", item) if isinstance(item, str) else item
+    if (
+        not isinstance(parts, list | tuple)
+        or len(parts) != 2
+        or not all(isinstance(part, str) for part in parts)
+    ):
+        raise TypeError(
+            f"item {index} is {type(item).__name__}: give a text (str) or a pair "
+            "[instruction, text] of two strings"
+        )
+    instruction, text = (
+        p.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for p in parts
+    )
+    return instruction.strip(), text

@@ -1,0 +1,147 @@
+"""A hub of folders: the real ``datasets`` library reads them, or meets the errors of a real hub."""
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from huggingface_hub import errors
+from tiny_mirror import DOCUMENTS, JUDGED, MONEY, PAIRS, QUERIES, SPORT
+
+httpx = pytest.importorskip("httpx")  # comes with huggingface_hub, whose errors hold its answers
+Rows = list[dict[str, Any]]
+
+
+def repository(folder: Path, configs: dict[str, dict[str, Rows]]) -> None:
+    """A dataset repository: JSON lines per configuration and split, and a card that lists them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    card = ["---", "configs:"]
+    for config, splits in configs.items():
+        card += [f"- config_name: {config}", "  data_files:"]
+        for split, rows in splits.items():
+            file = folder / config / f"{split}.jsonl"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            card += [f"  - split: {split}", f"    path: {config}/{split}.jsonl"]
+    (folder / "README.md").write_text("\n".join([*card, "---", ""]))
+
+
+def sts() -> Rows:
+    return [{"sentence1": a, "sentence2": b, "score": score} for a, b, score in PAIRS]
+
+
+def classification() -> dict[str, Rows]:
+    def rows(start: int, end: int) -> Rows:
+        texts = [(text, 0) for text in SPORT[start:end]] + [(text, 1) for text in MONEY[start:end]]
+        return [{"text": text, "label": label} for text, label in texts]
+
+    return {"train": rows(0, 8), "test": rows(8, 12), "validation": rows(0, 2)}
+
+
+def retrieval(judgements: str = "default") -> dict[str, dict[str, Rows]]:
+    return {
+        judgements: {
+            "test": [{"query-id": q, "corpus-id": d, "score": s} for q, d, s in JUDGED],
+            "train": [{"query-id": "q3", "corpus-id": "d2", "score": 1}],
+        },
+        "corpus": {
+            "corpus": [{"_id": i, "title": t, "text": x, "metadata": {"url": "-"}}
+                       for i, t, x in DOCUMENTS]
+        },
+        "queries": {"queries": [{"_id": i, "text": x} for i, x in QUERIES]},
+    }  # fmt: skip
+
+
+def reranking() -> dict[str, dict[str, Rows]]:
+    """Every configuration by the name of its split, as mteb uploads reranking tasks."""
+    made = retrieval()
+    return {
+        "corpus": {"test": made["corpus"]["corpus"]},
+        "queries": {"test": made["queries"]["queries"]},
+        "default": {"test": made["default"]["test"]},
+        "top_ranked": {"test": [
+            {"query-id": "q1", "corpus-ids": ["d2", "d1"]},
+            {"query-id": "q2", "corpus-ids": ["d3", "d4", "d2"]},
+        ]},
+    }  # fmt: skip
+
+
+def with_others(task: Any, splits: dict[str, Rows]) -> dict[str, Rows]:
+    """All languages in one table, as mteb uploads what it loads "fast"."""
+    return {
+        split: [row | {"lang": lang} for row in rows for lang in ("xx", task.subset)]
+        for split, rows in splits.items()
+    }
+
+
+class FakeHub:
+    """``datasets`` finds the repositories of a folder; ``asked`` notes what it was asked for."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.asked: list[tuple[str, str | None, str | None, str]] = []
+        self.broken: dict[str, Exception] = {}
+        load, configs, splits = (
+            datasets.load_dataset, datasets.get_dataset_config_names,
+            datasets.get_dataset_split_names,
+        )  # fmt: skip
+
+        def load_dataset(path: str, name: str | None = None, **options: Any) -> Any:
+            self.asked.append((path, name, options.get("split"), options["revision"]))
+            if path in self.broken:
+                raise self.broken[path]
+            split = {"split": options["split"]} if "split" in options else {}
+            return load(str(folder / path), name, **split)
+
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder.parent / "datasets-cache")
+        patches = {
+            "load_dataset": load_dataset,
+            "get_dataset_config_names": lambda path, *_, **__: configs(str(folder / path)),
+            "get_dataset_split_names": lambda path, config_name=None, **__: splits(
+                str(folder / path), config_name
+            ),
+        }
+        for name, stand_in in patches.items():
+            monkeypatch.setattr(datasets, name, stand_in)
+            monkeypatch.setattr(f"mteb.abstasks.retrieval_dataset_loaders.{name}", stand_in)
+        monkeypatch.setattr("mteb.abstasks.abstask.load_dataset", load_dataset)
+
+    def add(self, task: Any) -> None:
+        """The data of a task as mteb's repositories on the hub have them."""
+        if task.type in ("Retrieval", "Reranking"):
+            configs = reranking() if task.type == "Reranking" else retrieval()
+        else:
+            kind = classification() if task.type == "Classification" else {"test": sts()}
+            configs = {"default": kind if task.subset == "default" else with_others(task, kind)}
+        repository(self.folder / task.dataset, configs)
+
+
+def answer(kind: type[Exception], status: int) -> Exception:
+    """An error as the hub's client raises it for an answer of the server."""
+    request = httpx.Request("GET", "https://hub.example/api")
+    return kind(f"{status} from the hub", response=httpx.Response(status, request=request))
+
+
+REFUSALS: dict[str, Exception] = {
+    "gated": answer(errors.GatedRepoError, 401),
+    "not granted": answer(errors.GatedRepoError, 403),
+    "no revision": answer(errors.RevisionNotFoundError, 404),
+    "removed": answer(errors.RepositoryNotFoundError, 404),
+    "offline": errors.OfflineModeIsEnabled("offline mode is enabled"),
+    "no route": httpx.ConnectError("no route to host"),
+    "disk full": OSError(errno.ENOSPC, "No space left on device"),
+}
+
+
+def refuse_everything(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Below ``datasets``: whatever it asks of the hub's client ends in this error."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    for name in ("hf_hub_download", "dataset_info", "snapshot_download"):
+        monkeypatch.setattr(f"huggingface_hub.HfApi.{name}", refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)

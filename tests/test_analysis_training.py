@@ -1,0 +1,149 @@
+"""Tables of training: each score in its own cell, missing ones marked, damage named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import synthetic_records as made
+from latex_check import check_latex
+
+from analysis import render, tables_ablations, tables_adapters, tables_checks
+from analysis.collect import Results, load_results
+from analysis.render import Cell, Table
+from llm2vec.errors import RecordError
+from llm2vec.registry import MNTP, SimCSE, settings_dict
+from llm2vec.registry_ablations import ABLATIONS, WIKITEXT, Ablation
+from llm2vec.results import NONE
+
+MODEL = "smollm2-135m"
+
+
+def add(root: Path, run: Ablation, score: float) -> None:
+    """Records of everything that a run is measured by, with the same score."""
+    for measured in run.measured:
+        pooling = NONE if measured.task == WIKITEXT else "mean"
+        made.add(
+            root, "ablations", MODEL, run.variant, pooling, measured.task, score,
+            setting=run.name, split=measured.split, interval=(score - 0.01, score + 0.01),
+            scores={"training": {"tokens": 51_200, "final_loss": 3.5} if run.varied else {}},
+        )  # fmt: skip
+
+
+def texts(table: Table) -> list[list[str]]:
+    return [[c.text if isinstance(c, Cell) else c for c in row] for row in table.rows]
+
+
+def column(table: Table, heading: str) -> list[str]:
+    return [row[list(table.header).index(heading)] for row in texts(table)]
+
+
+def grid(group: str, **varied: Any) -> Ablation:
+    (run,) = (r for r in ABLATIONS[group] if r.varied and dict(r.varied) == varied)
+    return run
+
+
+# --------------------------------------------------------------------------- sensitivity
+@pytest.fixture
+def some(tmp_path: Path) -> Results:
+    """Three runs of MNTP, the untrained model among them; nothing of SimCSE."""
+    add(tmp_path, ABLATIONS["mntp-lr"][0], 0.1)
+    add(tmp_path, grid("mntp-lr", learning_rate=5e-5, steps=25), 0.12)
+    add(tmp_path, grid("mntp-lr", learning_rate=1e-3, steps=100), 0.4321)
+    return load_results(tmp_path)
+
+
+def test_each_learning_rate_and_step_count_has_its_own_cell(some: Results) -> None:
+    table = tables_ablations.sensitivity(some)
+    rates = column(table, "Learning rate")
+    assert rates[:5] == ["5e-05 (published)", "0.0002", "0.0005", "0.001", "0.002"]
+    assert rates[5] == "3e-05 (published)"
+    assert column(table, "100 steps")[:5] == ["–", "–", "–", "43.21", "–"]
+    assert column(table, "25 steps")[:5] == ["12.00", "–", "–", "–", "–"]
+    assert column(table, "Untrained")[:1] == ["10.00"]
+    best = [c.text for row in table.rows for c in row if isinstance(c, Cell) and c.bold]
+    assert best == ["43.21"]
+    assert table.tasks == "3 of 29 measurements"
+
+
+def test_what_is_not_in_the_grid_is_empty_and_what_was_not_run_is_marked(some: Results) -> None:
+    table = tables_ablations.sensitivity(some)
+    assert column(table, "100 steps")[5:] == [""] * 4  # SimCSE's grid ends at 40
+    assert column(table, "40 steps")[5:] == ["–"] * 4
+    data = table.data
+    assert len(data) == 29 and data["score"].notna().sum() == 3
+    assert set(data["split"]) == {"validation"}
+
+
+def test_ablations_are_no_departures_and_no_evidence(some: Results) -> None:
+    assert texts(tables_checks.departures(some))[0][0] == "none"
+    assert not some.mteb
+
+
+# --------------------------------------------------------------------------- ablations
+def test_ablation_rows_say_what_varies(tmp_path: Path) -> None:
+    add(tmp_path, ABLATIONS["mntp-masking"][0], 0.30)
+    add(tmp_path, grid("mntp-masking", mask_probability=0.8, masking="all"), 0.35)
+    add(tmp_path, grid("simcse-padding", pool_over_padding=True), 0.25)
+    table = tables_ablations.ablations(load_results(tmp_path))
+    rows = {row[2]: row for row in texts(table)}
+    assert rows["nothing (untrained)"][1:] == [
+        "Bi", "nothing (untrained)", "", "", "30.00 [29.00, 31.00]",
+    ]  # fmt: skip
+    assert rows["masked 80 %, style all"][3:] == ["51,200", "", "35.00 [34.00, 36.00]"]
+    assert rows["masked 80 %, style bert"][3:] == ["", "", "–"]
+    padded = rows["pooled over padding yes"]
+    assert padded[4:] == ["25.00 [24.00, 26.00]", "25.00 [24.00, 26.00]"]
+    assert rows["pooled over padding no"][4:] == ["–", "–"]
+    assert len(table.rows) == sum(len(ABLATIONS[g]) for g in tables_ablations.OTHERS)
+    assert len(table.breaks) == len(tables_ablations.OTHERS) - 1
+
+
+# --------------------------------------------------------------------------- adapters
+def add_adapter(root: Path, stage: str, **changes: Any) -> Path:
+    used = MNTP(learning_rate=1e-3) if stage == "mntp" else SimCSE()
+    note = {
+        "hyperparameters": settings_dict(used),
+        "data": [{"id": "wiki-sentences", "revision": "m", "source": "mirror", "status": "x"}],
+        "steps": 1000, "epochs": 0.5, "tokens": 2_048_000, "final_loss": 3.14159,
+        "model": MODEL, "stage": stage, "adapter_sha256": "ab", "provenance": made.PROVENANCE,
+    } | changes  # fmt: skip
+    file = root / "adapters" / MODEL / stage / "provenance.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(note))
+    return file
+
+
+def test_adapters_show_text_size_loss_accuracy_and_departures(tmp_path: Path) -> None:
+    accuracy = {"before": {"accuracy": 0.0912}, "after": {"accuracy": 0.4}}
+    add_adapter(tmp_path, "mntp-simcse")
+    add_adapter(tmp_path, "mntp", masked_accuracy=accuracy)
+    table = tables_adapters.training(load_results(tmp_path))
+    mntp, simcse = texts(table)  # in the order of the recipe
+    assert mntp == [
+        "SmolLM2-135M", "mntp", "wiki-sentences (mirror, x)", "1,000", "2,048,000", "3.142",
+        "9.12 → 40.00", "learning rate 5e-05 → 0.001",
+    ]  # fmt: skip
+    assert simcse[1] == "mntp-simcse" and simcse[-2:] == ["", "none"]
+    assert table.data["accuracy_after"].tolist()[0] == 0.4
+    assert table.origin.commits == (made.PROVENANCE["commit"][:10],)
+
+
+def test_accuracy_that_could_not_be_measured_is_marked(tmp_path: Path) -> None:
+    add_adapter(tmp_path, "mntp", masked_accuracy={"not measured": "no Wikitext"})
+    assert texts(tables_adapters.training(load_results(tmp_path)))[0][6] == "–"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"data": [], "steps": "x"}'])
+def test_a_damaged_provenance_is_named(tmp_path: Path, text: str) -> None:
+    add_adapter(tmp_path, "mntp").write_text(text)
+    with pytest.raises(RecordError, match=r"mntp/provenance\.json: not the provenance"):
+        tables_adapters.training(load_results(tmp_path))
+
+
+def test_latex_is_well_formed(some: Results) -> None:
+    add_adapter(some.root, "mntp")
+    for make in (
+        tables_ablations.sensitivity, tables_ablations.ablations, tables_adapters.training,
+    ):  # fmt: skip
+        check_latex(render.to_tex(make(some)))

@@ -1,0 +1,154 @@
+"""`llm2vec convert`: a decoder of one's own, trained and exported, and what a kill leaves."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+from training_help import TEXTS, write_texts
+
+from llm2vec import LLM2Vec
+from llm2vec import convert as module
+from llm2vec.adapters import adapter_hash
+from llm2vec.convert import AFTER, BEFORE, SCORED, SWITCHED, Settings, convert, trainable_model
+from llm2vec.errors import DataError, LLM2VecError, SettingError
+from llm2vec.export import cosines
+from llm2vec.registry import MODELS
+
+SETTINGS = Settings(
+    mntp_steps=2, simcse_steps=2, batch_size=4, block_size=16, learning_rate=1e-2,
+    dtype="float32", device="cpu", save_every=1, scores=False,
+)  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_texts(tmp_path)
+
+
+def test_from_a_folder_to_an_encoder(tiny_llama_dir: Path, data: Path, tmp_path: Path) -> None:
+    out = convert(str(tiny_llama_dir), data, tmp_path / "encoder", SETTINGS)
+    ours = LLM2Vec.from_pretrained(out, device="cpu")
+    assert ours.variant.name == "bi-mntp-simcse"
+    folders = [tmp_path / "encoder.training" / stage for stage in ("mntp", "mntp-simcse")]
+    by_hand = LLM2Vec.from_pretrained(
+        tiny_llama_dir, extra_model_name_or_path=folders, device="cpu"
+    )
+    vectors = ours.encode(TEXTS[:6], convert_to_numpy=True)
+    np.testing.assert_allclose(vectors, by_hand.encode(TEXTS[:6]), rtol=0, atol=1e-5)
+    theirs = SentenceTransformer(str(out), device="cpu").encode(TEXTS[:6])
+    assert cosines(vectors, theirs).min() > 0.9999
+    untrained = LLM2Vec.from_pretrained(tiny_llama_dir, device="cpu").encode(TEXTS[:6])
+    assert np.abs(vectors - untrained.numpy()).max() > 0.01
+    card = (out / "README.md").read_text()
+    assert "stage mntp: 2 steps" in card and "stage mntp-simcse: 2 steps" in card
+    assert str(tmp_path) not in card and "texts.txt" in card
+
+
+def test_a_run_goes_on_after_a_kill_between_and_within_stages(
+    tiny_llama_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (str(tiny_llama_dir), data, tmp_path / "encoder")
+    whole = convert(*arguments[:2], tmp_path / "whole", SETTINGS)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train_simcse", killed)
+        with pytest.raises(KeyboardInterrupt):
+            convert(*arguments, SETTINGS)
+    mntp = tmp_path / "encoder.training" / "mntp"
+    before = {p: p.stat().st_mtime_ns for p in mntp.iterdir() if p.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "export", killed)
+        with pytest.raises(KeyboardInterrupt):
+            convert(*arguments, SETTINGS)
+    out = convert(*arguments, SETTINGS)
+    assert {p: p.stat().st_mtime_ns for p in mntp.iterdir() if p.is_file()} == before
+    for stage in ("mntp", "mntp-simcse"):
+        assert adapter_hash(tmp_path / "encoder.training" / stage) == adapter_hash(
+            tmp_path / "whole.training" / stage
+        )
+    stamp = (out / "README.md").stat().st_mtime_ns
+    assert convert(*arguments, SETTINGS) == out and whole.exists()  # done: nothing is touched
+    assert (out / "README.md").stat().st_mtime_ns == stamp
+
+
+def check_scores(out: Path) -> None:
+    """Three numbers of one task, in `scores.json` and in the card."""
+    table = json.loads((out.parent / "encoder.training" / "scores.json").read_text())
+    assert list(table) == [BEFORE, SWITCHED, AFTER]
+    values = [table[label][SCORED[1]] for label in table]
+    assert len(set(values)) == 3 and all(-1 < value < 1 for value in values)
+    line = next(x for x in (out / "README.md").read_text().splitlines() if SCORED[1] in x)
+    for value in values:
+        assert f"{100 * value:.2f}" in line
+
+
+def test_scores_before_and_after_stand_in_the_card(
+    tiny_llama_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def score(vectors, task):
+        calls.append(task.name)
+        one, other = vectors.get([("", TEXTS[0]), ("", TEXTS[1])], "mean")
+        return [SimpleNamespace(score=float(cosines(one[None], other[None])[0]))], None
+
+    monkeypatch.setattr("llm2vec.mteb_tasks.evaluate_task", score)
+    monkeypatch.setattr(module, "SCORED", SCORED[1:2])
+    arguments = (str(tiny_llama_dir), data, tmp_path / "encoder", replace(SETTINGS, scores=True))
+    out = convert(*arguments)
+    check_scores(out)
+    shutil.rmtree(out)
+    convert(*arguments)
+    check_scores(out)
+    assert calls == [SCORED[1]] * 3  # not measured again
+
+
+@pytest.mark.slow
+def test_scores_are_those_of_the_offline_suite(
+    tiny_llama_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [name.startswith("Offline") for name in SCORED] == [True] * 3
+    monkeypatch.setattr(module, "SCORED", SCORED[1:2])
+    settings = replace(SETTINGS, scores=True)
+    check_scores(convert(str(tiny_llama_dir), data, tmp_path / "encoder", settings))
+
+
+def test_what_cannot_work_is_said_before_training(
+    tiny_llama_dir: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "encoder"
+    with pytest.raises(DataError, match="cannot read"):
+        convert(str(tiny_llama_dir), tmp_path / "none.txt", out, SETTINGS)
+    with pytest.raises(LLM2VecError, match="cannot load nowhere/model"):
+        convert("nowhere/model", data, out, SETTINGS)
+    with pytest.raises(SettingError, match="encoder already"):
+        convert("minilm-l6", data, out, SETTINGS)
+    with pytest.raises(DataError, match="blocks of 16"):
+        convert(str(tiny_llama_dir), data, out, replace(SETTINGS, batch_size=400))
+    with pytest.raises(SettingError, match="is not empty"):
+        convert(str(tiny_llama_dir), data, tmp_path, SETTINGS)
+    assert not out.exists()
+
+
+def test_settings_come_from_the_registry_or_the_architecture(tiny_llama_dir: Path) -> None:
+    assert trainable_model("mistral-7b") is MODELS["mistral-7b"]
+    model = trainable_model(str(tiny_llama_dir))
+    assert (model.architecture, model.layers, model.hidden_size) == ("llama", 2, 32)
+    assert model.mntp.mask_token == "_" and 1e4 < model.parameters < 1e5
+
+
+@pytest.mark.slow
+def test_smollm2_becomes_an_encoder(data: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, mntp_steps=1, simcse_steps=1, learning_rate=1e-4, scores=False)
+    out = convert("smollm2-135m", data, tmp_path / "encoder", settings)
+    ours = LLM2Vec.from_pretrained(out, device="cpu").encode(TEXTS[:3], convert_to_numpy=True)
+    theirs = SentenceTransformer(str(out), device="cpu").encode(TEXTS[:3])
+    assert cosines(ours, theirs).min() > 0.9999

