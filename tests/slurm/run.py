@@ -57,7 +57,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 def finish(process: subprocess.Popen[str], *arguments: str) -> int:
     """Wait for a command and show what it said."""
     out, _ = process.communicate()
-    say("\n```\n$ python " + " ".join(command(*arguments)))
+    say("\n```text\n$ python " + " ".join(command(*arguments)))
     say(out.partition("\nAll tables")[0].rstrip() + f"\n(exit code {process.returncode})\n```\n")
     return process.returncode
 
@@ -88,7 +88,7 @@ def main() -> None:
         say(f"loopback, {shown.strip()}, Snakemake's Slurm executor, the profile `{PROFILE}`.")
         analyses(log)
         killed(log)
-        say("\n## Slurm's completion log (jobcomp/filetxt)\n\n```")
+        say("\n## Slurm's completion log (jobcomp/filetxt)\n\n```text")
         for fields in completed(log()):
             keys = ("JobId", "JobState", "Partition", "StartTime", "EndTime", "ProcCnt")
             say(" ".join(f"{key}={fields.get(key, '')}" for key in keys))
