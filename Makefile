@@ -42,7 +42,7 @@ $(STAMP): requirements/lock.txt pyproject.toml VERSION
 	@touch .venv.unfinished
 	@[ -x $(RUN) ] || "$$PYTHON" -m venv .venv || { \
 	  echo "No virtual environment could be made: on Debian or Ubuntu, 'apt install python3-venv'." >&2; exit 1; }
-	$(RUN) -m pip install --requirement requirements/lock.txt
+	$(RUN) -m pip install --use-pep517 --requirement requirements/lock.txt
 	$(RUN) -m pip install --no-deps --no-build-isolation --editable .
 	@rm -f .venv.unfinished
 	@touch $@
