@@ -24,7 +24,7 @@ PYTEST := $(RUN) -m pytest --durations=10 -rs $(if $(filter 1,$(JOBS)),,-n "$$JO
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env reproduce reproduce-mteb reproduce-mteb-full reproduce-words reproduce-analyses reproduce-all train tables figures notebooks claims bench bench-peers check assets doctor mirror import-results test test-slow test-slurm lock clean
+.PHONY: help env reproduce reproduce-mteb reproduce-mteb-full reproduce-words reproduce-analyses reproduce-all train tables figures notebooks claims report bench bench-peers check assets doctor mirror import-results test test-slow test-slurm lock clean
 
 help: ## list the targets
 	@echo "Usage: make TARGET [NAME=value ...]"; echo
@@ -88,6 +88,9 @@ notebooks: env ## execute the notebooks in place, on what results/ holds now
 
 claims: env ## the paper's claims and whether they hold here
 	@$(RUN) -m analysis.claims
+
+report: env ## one HTML page: what ran, provenance, tables, figures, claims: RESULTS=
+	@$(RUN) -m analysis.report $${RESULTS:+--results="$$RESULTS"}
 
 bench: env ## measure speed and memory (let nothing else run), regenerate docs/performance.md
 	@$(RUN) -m benchmarks

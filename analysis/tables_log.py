@@ -25,7 +25,7 @@ def machine_of(provenance: dict[str, Any]) -> str:
     return ", ".join(filter(None, [device, provenance.get("platform")]))
 
 
-def _runs(results: Results) -> pd.DataFrame:
+def runs_of(results: Results) -> pd.DataFrame:
     """One row per command and commit; what several records share is counted once."""
     rows = []
     for record in results.records:
@@ -52,7 +52,7 @@ def _runs(results: Results) -> pd.DataFrame:
 
 def log(results: Results) -> Table:
     """Every command that left records, in the order of time."""
-    frame = _runs(results)
+    frame = runs_of(results)
     shown = [
         [r.date, r.commit, r.command, r.machine, f"{r.seconds / 60:.0f} min", str(r.records)]
         for r in frame.itertuples()

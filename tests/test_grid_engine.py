@@ -153,7 +153,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_a_stopped_one_goes_on(
 
 
 def test_an_engine_that_lost_track_of_its_jobs_is_started_again(tmp_path: Path) -> None:
-    """As on a cluster that forgot a finished job: the first engine waits for job c for ever."""
+    """As on a cluster that forgot a finished job: the first engine waits for job c far too long."""
     text = engine.SNAKEFILE.read_text().rstrip()
     assert text.endswith("run_job(Path.cwd(), wildcards.job)")
     (tmp_path / "Snakefile").write_text(
@@ -162,7 +162,7 @@ def test_an_engine_that_lost_track_of_its_jobs_is_started_again(tmp_path: Path) 
         "        if wildcards.job == 'c' and not hung.exists():\n"
         "            hung.touch()\n"
         "            import time\n"
-        "            time.sleep(10_000)\n"
+        "            time.sleep(90)\n"
     )
     code, out, err = finish(tmp_path, LOST="5")
     assert code == 0 and "starting it again" in err, out + err
