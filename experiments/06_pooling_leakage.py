@@ -41,8 +41,8 @@ def main(
     from tqdm import tqdm
 
     from llm2vec import leakage, representations
+    from llm2vec.adapters import adapter_folders, adapter_hash, published_adapters
     from llm2vec.encoder import load_encoder
-    from llm2vec.loading import adapter_folders, adapter_hash, published_adapters
     from llm2vec.provenance import capture_provenance
 
     chosen = leakage.load_triples(triples)

@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ import numpy as np
 from scipy.stats import binomtest, spearmanr
 
 from llm2vec import corpora
+from llm2vec.adapters import adapter_folder, adapter_hash
 from llm2vec.attention import set_attention
 from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import SettingError
 from llm2vec.evaluation import hyperparameters as evaluation_settings
 from llm2vec.evaluation import plan as evaluation_plan
 from llm2vec.intervals import bootstrap_interval
-from llm2vec.loading import adapter_folder, adapter_hash, load_backbone, merge_adapter
+from llm2vec.loading import load_backbone, merge_adapter
 from llm2vec.mntp import evaluate_masked_accuracy, make_blocks, train_mntp
 from llm2vec.mteb_tasks import load_task
 from llm2vec.paths import checkpoints_dir
@@ -209,12 +210,7 @@ def measure(run: Run, measured: Measured, folder: Path | None) -> Record:
     key, settings = run.key(measured), run.hyperparameters(measured)
     values["scores"]["training"] = _trained(folder) if folder else {}
     return Record(
-        experiment=key.experiment,
-        model=key.model,
-        variant=key.variant,
-        pooling=key.pooling,
-        task=key.task,
-        setting=key.setting,
+        **asdict(key),
         split=measured.split,
         seeds=(SEED,),
         model_revision=revision_of(run.model),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -209,12 +209,7 @@ def _measure(run: Run, encoder: Any, task: Task, poolings: Sequence[str]) -> int
         key = run.key(task, done.pooling)
         bounds = done.interval
         record = Record(
-            experiment=key.experiment,
-            model=key.model,
-            variant=key.variant,
-            pooling=key.pooling,
-            task=key.task,
-            setting=key.setting,
+            **asdict(key),
             metric=task.metric,
             score=done.score,
             scores=done.scores | {"bootstrap": bounds and bounds.as_dict()},

@@ -24,7 +24,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -275,12 +275,7 @@ def make_record(
     """The record of one model."""
     key = key_of(model, paragraphs, provenance.dtype)
     return Record(
-        experiment=key.experiment,
-        model=key.model,
-        variant=key.variant,
-        pooling=key.pooling,
-        task=key.task,
-        setting=key.setting,
+        **asdict(key),
         metric="cosine",
         split="all",
         n=len(found.lengths),

@@ -27,7 +27,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -359,12 +359,7 @@ def make_record(
     """The record of one model and variant."""
     key = key_of(model, variant, triples, provenance.dtype)
     return Record(
-        experiment=key.experiment,
-        model=key.model,
-        variant=key.variant,
-        pooling=key.pooling,
-        task=key.task,
-        setting=key.setting,
+        **asdict(key),
         metric="ranking_accuracy",
         split="all",
         n=len(cosines.ids),

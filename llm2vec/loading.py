@@ -21,14 +21,7 @@ from transformers import (
 )
 
 from llm2vec import assets
-from llm2vec.adapters import (  # noqa: F401 (all about adapters can be had from here)
-    ADAPTER_WEIGHTS,
-    adapter_folder,
-    adapter_folders,
-    adapter_hash,
-    has_adapters,
-    published_adapters,
-)
+from llm2vec.adapters import ADAPTER_WEIGHTS
 from llm2vec.errors import AdapterError, LLM2VecError, SettingError
 from llm2vec.registry import MODELS, UNPINNED, Model
 

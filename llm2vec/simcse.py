@@ -22,9 +22,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from llm2vec import corpora, gradcache
+from llm2vec.adapters import adapter_folder, adapter_hash
 from llm2vec.attention import set_attention
 from llm2vec.errors import AdapterError, DataError, SettingError
-from llm2vec.loading import DTYPES, adapter_folder, adapter_hash, load_backbone, merge_adapter
+from llm2vec.loading import DTYPES, load_backbone, merge_adapter
 from llm2vec.lora import add_lora
 from llm2vec.pooling import mean_pool
 from llm2vec.prompts import Prompt, Tokens, tokenize

@@ -14,18 +14,18 @@ from transformers import GPTNeoXConfig, GPTNeoXModel
 
 from llm2vec import LLM2Vec, paths
 from llm2vec import encoder as encoder_module
-from llm2vec.attention import check_attention, set_attention
-from llm2vec.encoder import load_encoder
-from llm2vec.errors import AdapterError
-from llm2vec.loading import (
+from llm2vec.adapters import (
     ADAPTER_WEIGHTS,
     adapter_folder,
     adapter_folders,
     adapter_hash,
     has_adapters,
-    merge_adapter,
     published_adapters,
 )
+from llm2vec.attention import check_attention, set_attention
+from llm2vec.encoder import load_encoder
+from llm2vec.errors import AdapterError
+from llm2vec.loading import merge_adapter
 from llm2vec.registry import MODELS, VARIANTS, LoRA
 from llm2vec.results import sha256_file
 

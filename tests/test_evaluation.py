@@ -202,7 +202,7 @@ def test_a_changed_hyperparameter_is_measured_again(
 
 
 def test_another_adapter_is_measured_again(results: Path, tmp_path: Path, loader: Loader) -> None:
-    from llm2vec.loading import adapter_hash
+    from llm2vec.adapters import adapter_hash
 
     run = one_task(three_tasks(plan(MODEL, "bi-mntp", "short6", results)))
     folder = tmp_path / "checkpoints" / MODEL / "mntp"

@@ -12,12 +12,12 @@ from training_help import LORA, MNTP_SETTINGS, TEXTS, run, write_texts
 
 from llm2vec.attention import set_attention
 from llm2vec.errors import DataError, SettingError
+from llm2vec.heads import check_head
 from llm2vec.lora import add_lora
 from llm2vec.mntp import (
     IGNORED,
     Masker,
     MNTPModel,
-    check_head,
     evaluate_masked_accuracy,
     make_blocks,
     mask_block,

@@ -221,7 +221,8 @@ def test_a_run_does_not_depend_on_caching(
 def test_mntp_is_merged_before_and_named_in_the_provenance(
     tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llm2vec.loading import adapter_hash, load_backbone, merge_adapter
+    from llm2vec.adapters import adapter_hash
+    from llm2vec.loading import load_backbone, merge_adapter
 
     text = write_texts(tmp_path)
     mntp = run("mntp", tiny_llama_dir, text, tmp_path / "mntp")
