@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import median
 
-from llm2vec.costs import CHARACTERS, GPU_FLOPS, passes_of
 from llm2vec.paths import RESOURCES
 from llm2vec.registry import TEXT_MAX_LENGTH, VARIANTS, Model, Task, Variant, get_model
 from llm2vec.results import Record
 
+CHARACTERS = 4.2  # per token
+GPU_FLOPS = 1e14  # where no record says: an A100 in bfloat16
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 BATCH_TOKENS = 2048  # llm2vec.batching.MAX_TOKENS
 WIDTHS_ALIVE = 16  # hidden widths that one token holds at the peak of a block (MLP, attention)
@@ -54,10 +55,18 @@ def task_sizes() -> dict[str, tuple[int, int, int]]:
 
 
 # --------------------------------------------------------------------------- tokens
-def _per_pass(record: Record) -> float:
+def passes_of(variant: Variant, poolings: int) -> int:
+    """Passes over a text: a bidirectional ``eos`` needs its own, echo shows a text twice."""
+    if variant.echo:
+        return 2
+    return 2 if variant.attention == "bidirectional" and poolings > 1 else 1
+
+
+def per_pass(record: Record) -> float:
     """Tokens of one pass over a recorded task."""
     poolings = int(record.cost.get("poolings_sharing", 1))
-    return record.cost.get("tokens", 0) / passes_of(VARIANTS[record.variant], poolings)
+    variant = VARIANTS.get(record.variant)
+    return record.cost.get("tokens", 0) / (passes_of(variant, poolings) if variant else 1)
 
 
 def tokens_of(
@@ -69,7 +78,7 @@ def tokens_of(
     for record in records:
         if record.experiment not in _SENTENCES or record.task != task.name:
             continue
-        ran, each = VARIANTS[record.variant], _per_pass(record)
+        ran, each = VARIANTS[record.variant], per_pass(record)
         if not each or (ran.attention == "own") != (variant.attention == "own"):
             continue
         same = record.model == model.name

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from llm2vec import adapters as places
 from llm2vec import evaluation, layers, leakage, representations, word_evaluation
-from llm2vec.costs import Cost, Costs, passes_of, resources_of
+from llm2vec.costs import Cost, Costs, resources_of
 from llm2vec.errors import AdapterError, SettingError, UnknownNameError
+from llm2vec.estimates import passes_of
 from llm2vec.jobs import Job
 from llm2vec.paths import checkpoints_dir, results_dir
 from llm2vec.registry import (
@@ -227,7 +228,7 @@ class Cell:
         suite = self._suite
         names = {path.stem.partition("@")[0] for path in missing}
         tasks = [task for task in suite.tasks if task.name in names]
-        return costs.tasks(self.model, self.variant, tasks, len(suite.poolings))
+        return costs.tasks(self.model, self.variant, tasks, suite.poolings)
 
 
 def _at_hand(model: Model, stage: str) -> bool:

@@ -1,16 +1,10 @@
-"""The grid: what is missing, which jobs make it, at what cost; and one job where it is run.
-
-No job here loads a model: commands are tiny scripts. The engine itself is tried in
-test_grid_engine.py.
-"""
+"""The grid: what is missing, which jobs make it, at what cost."""
 
 import ast
 import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_records import make_record
 
-from llm2vec import adapters, evaluation, grid, jobs, layers, locks, results
-from llm2vec.costs import Cost, Costs, Resources, resources_of
+from llm2vec import adapters, evaluation, grid, layers, results
+from llm2vec.costs import Cost, Costs, resources_of
 from llm2vec.errors import AdapterError, LLM2VecError, RecordError, SettingError, UnknownNameError
 from llm2vec.grid import Cell, Selection
-from llm2vec.jobs import Job, JobError, Plan, log_of, read_plan, read_state, run_job
-from llm2vec.progress import Progress, amount, duration, plan_table, tail
-from llm2vec.registry import MODELS, SUITES, VARIANTS, get_model, get_variant
+from llm2vec.jobs import Job
+from llm2vec.registry import MODELS, POOLINGS, SUITES, VARIANTS, get_model, get_variant
 from llm2vec.results import iter_records, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -363,7 +356,8 @@ def test_a_scheduler_can_meet_every_request(seconds: float, training: bool) -> N
 
 def test_costs_come_from_records_where_there_are_any(tmp_path: Path) -> None:
     task = evaluation.get_task("STSBenchmark")
-    before = Costs(tmp_path).task_tokens(task)
+    model, bi, uni = MODELS[SMOLLM2], VARIANTS["bi"], VARIANTS["uni"]
+    before = Costs(tmp_path).tasks(model, uni, [task], POOLINGS).tokens
     assert 20_000 < before < 200_000  # 147,886 characters and the instructions
     for variant, tokens in (("uni", 700), ("bi", 1400)):  # bi: eos is a second pass
         cost = {"seconds": 1.0, "tokens": tokens, "tokens_per_second": 100.0, "poolings_sharing": 3}
@@ -372,13 +366,13 @@ def test_costs_come_from_records_where_there_are_any(tmp_path: Path) -> None:
             tmp_path,
         )
     costs = Costs(tmp_path)
-    assert costs.task_tokens(task) == 700
-    model, bi = MODELS[SMOLLM2], VARIANTS["bi"]
-    assert costs.tasks(model, bi, [task], 3).tokens == 1400
-    assert costs.tasks(model, bi, [task], 1).tokens == 700
-    large = costs.tasks(MODELS["mistral-7b"], bi, [task], 3).seconds
+    assert costs.tasks(model, uni, [task], POOLINGS).tokens == 700
+    assert costs.tasks(model, bi, [task], POOLINGS).tokens == 1400
+    assert costs.tasks(model, bi, [task], ["mean"]).tokens == 700
+    large = costs.tasks(MODELS["mistral-7b"], bi, [task], POOLINGS).seconds
     assert large > 40 * 1400 / 100  # by the parameters, 54 times as slow
-    assert Costs(tmp_path, gpu=True).tasks(MODELS["mistral-7b"], bi, [task], 3).seconds < large / 5
+    on_gpu = Costs(tmp_path, gpu=True).tasks(MODELS["mistral-7b"], bi, [task], POOLINGS)
+    assert on_gpu.seconds < large / 5
 
 
 def test_training_costs_follow_the_settings() -> None:
@@ -393,217 +387,5 @@ def test_damaged_records_do_not_keep_costs_from_being_estimated(tmp_path: Path) 
     folder.mkdir(parents=True)
     for name, text in (("a", "{"), ("b", "[]"), ("c", '{"cost": {"tokens": "many"}}')):
         (folder / f"{name}.json").write_text(text)
-    assert Costs(tmp_path).task_tokens(evaluation.get_task("STSBenchmark")) > 0
-
-
-# --------------------------------------------------------------------------- one job
-WRITE = (
-    "import pathlib, sys\n"
-    "for path in sys.argv[1:]:\n"
-    "    pathlib.Path(path).write_text('{}')\n"
-    "print('wrote', len(sys.argv) - 1)\n"
-)
-
-
-def job(folder: Path, name: str, code: str, *files: str, **values: object) -> Job:
-    products = tuple(folder / file for file in files)
-    command = ("-c", code, *map(str, products))
-    small = {"cost": Cost(10, 2.0), "resources": Resources(0, 100, 1)}
-    return Job(name, command, products, len(files), **small | values)
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Callable[..., Path]:
-    """`start(*jobs)`: the folder of a run with these jobs."""
-
-    def make(*some: Job, **values: object) -> Path:
-        folder = tmp_path / "build" / "grid" / "run-1"
-        (folder / "state").mkdir(parents=True)
-        replace(Plan.of(some), **values).write(folder)
-        return folder
-
-    return make
-
-
-def test_a_job_leaves_its_product_state_and_log(start: Callable[..., Path], tmp_path: Path) -> None:
-    folder = start(job(tmp_path, "a", WRITE, "x.json"))
-    run_job(folder, "a")
-    assert (tmp_path / "x.json").exists()
-    state = read_state(folder, "a")
-    assert (state["status"], state["code"], state["attempt"]) == ("done", 0, 1)
-    assert log_of(folder, "a") == tmp_path / "build" / "logs" / "a.log"
-    assert tail(log_of(folder, "a"), 5)[-1] == "wrote 1"
-
-
-def test_a_failure_can_be_tried_again_but_a_mistake_is_not(
-    start: Callable[..., Path], tmp_path: Path
-) -> None:
-    once = (
-        "import pathlib\np = pathlib.Path('{}')\nif not p.exists():\n    p.touch()\n    exit('no')"
-    )
-    folder = start(
-        job(tmp_path, "once", once.format(tmp_path / "tried")),
-        job(tmp_path, "wrong", f"open({str(tmp_path / 'runs')!r}, 'a').write('x'); exit(2)"),
-    )
-    with pytest.raises(JobError, match=r"exit code 1.*once\.log"):
-        run_job(folder, "once")
-    run_job(folder, "once")
-    assert read_state(folder, "once")["attempt"] == 2
-    for _ in range(2):
-        with pytest.raises(JobError):
-            run_job(folder, "wrong")
-    assert (tmp_path / "runs").read_text() == "x"
-
-
-def test_a_job_that_hangs_is_stopped_at_its_limit(
-    start: Callable[..., Path], tmp_path: Path
-) -> None:
-    hang = job(tmp_path, "h", "import time; time.sleep(60)", resources=Resources(0, 100, 0))
-    with pytest.raises(JobError, match="longer than its limit of 0 minutes"):
-        run_job(start(hang), "h")
-
-
-def test_a_job_ends_with_its_run(start: Callable[..., Path], tmp_path: Path) -> None:
-    sleep = job(tmp_path, "s", "import time; time.sleep(60)")
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    folder = start(sleep, pid=ended.pid)
-    with pytest.raises(JobError, match="the process that started the run is gone"):
-        run_job(folder, "s")
-    Plan.of([sleep]).write(folder)
-    (folder / "stop").touch()
-    with pytest.raises(JobError, match="stopped with the run"):
-        run_job(folder, "s")
-
-
-def test_plans_are_read_as_they_were_written(tmp_path: Path, everything: list[Job]) -> None:
-    plan = Plan.of(everything[:20])
-    plan.write(tmp_path)
-    assert read_plan(tmp_path) == plan
-    with pytest.raises(SettingError, match="no plan"):
-        read_plan(tmp_path / "elsewhere")
-
-
-# --------------------------------------------------------------------------- progress
-@pytest.fixture
-def shown(start: Callable[..., Path], tmp_path: Path) -> Iterator[tuple[Progress, Path]]:
-    write_record(make_record("offline_suite", "m", "v", "mean", "old", 0.1), tmp_path)
-    files = ["raw/offline_suite/m/v/mean/old.json", "raw/offline_suite/m/v/mean/new.json"]
-    folder = start(
-        job(tmp_path, "a", WRITE, *files), job(tmp_path, "b", WRITE, "b.json", needs=("a",))
-    )
-    with open(tmp_path / "shown.txt", "w", encoding="utf-8") as out:
-        yield Progress(folder, read_plan(folder), parallel=1, out=out), tmp_path
-
-
-def test_a_record_is_reported_once_with_score_and_time(shown: tuple[Progress, Path]) -> None:
-    progress, root = shown
-    progress.update()
-    jobs.write_state(progress.folder, "a", status="running")
-    progress.update()
-    assert (root / "shown.txt").read_text() == ""  # the old record was there before
-    write_record(make_record("offline_suite", "m", "v", "mean", "new", 0.4321), root)
-    progress.update()
-    progress.update()
-    (line,) = (root / "shown.txt").read_text().splitlines()
-    assert " new " in line and " 43.21 " in line and " 2.0 s " in line
-    assert "1/3 records, 0/2 jobs, 1 running, 0 failed" in line
-    write_record(make_record("offline_suite", "m", "v", "mean", "old", 0.2), root)
-    jobs.write_state(progress.folder, "a", status="done")
-    progress.update()
-    assert "2/3 records, 1/2 jobs, 0 running" in progress.count()
-    assert progress.seconds_left() > 0
-
-
-def test_the_summary_names_what_failed_and_how_to_repeat_it(
-    shown: tuple[Progress, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    progress, root = shown
-    jobs.write_state(progress.folder, "a", status="failed", why="exit code 1")
-    log = log_of(progress.folder, "a")
-    log.parent.mkdir(parents=True)
-    log.write_text(f"first\n{jobs.ATTEMPT} 2 ---\n" + "\n".join(f"line {n}" for n in range(9)))
-    progress.update()
-    assert progress.summary(root / "engine.log", code=1) is False
-    out = capsys.readouterr().out
-    assert "0 jobs done, 1 failed, 1 not started" in out and "Not started: b" in out
-    assert "line 8" in out and "line 3" in out and "line 2" not in out and "first" not in out
-    assert f"again: {progress.plan.jobs['a'].shown()}" in out
-    assert "The same command goes on" in out
-
-
-def test_records_without_data_are_said_to_be_left_out(
-    shown: tuple[Progress, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    progress, root = shown
-    (root / "b.json").write_text("{}")
-    for name in ("a", "b"):
-        jobs.write_state(progress.folder, name, status="done")
-    progress.update()
-    assert progress.summary(root / "engine.log", code=0) is True
-    assert "2 records left out, their data were not to be had: old, new" in capsys.readouterr().out
-
-
-def test_the_plan_shows_costs_and_their_sum(tmp_path: Path) -> None:
-    some = [
-        job(tmp_path, "first", WRITE, "x", cost=Cost(1_500_000, 3600)),
-        job(tmp_path, "second", WRITE, "y", "z", cost=Cost(500_000, 7200), needs=("first",)),
-    ]
-    lines = plan_table(some).splitlines()
-    assert lines[2].split()[:4] == ["second", "2", "of", "2"] and lines[2].endswith("first")
-    assert lines[3].split() == ["2", "jobs", "3", "2.0", "M", "3.0", "h"]
-    assert plan_table([]) == "Nothing to do: every record is there."
-
-
-def test_numbers_are_shown_short() -> None:
-    assert [duration(s) for s in (40, 600, 7200, 999_999)] == ["40 s", "10 min", "2.0 h", "12 days"]
-    assert [amount(t) for t in (830, 1200, 12_000, 3.4e6, 2e9)] == [
-        "830", "1.2 k", "12 k", "3.4 M", "2.0 G",
-    ]  # fmt: skip
-
-
-# --------------------------------------------------------------------------- locks
-def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
-    busy = pytest.raises(locks.Busy, match=f"process {os.getpid()} on ")
-    with locks.hold(tmp_path / "lock"), busy, locks.hold(tmp_path / "lock"):
-        pass
-    with locks.hold(tmp_path / "lock"):
-        pass
-
-
-def test_children_of_a_killed_owner_are_told_to_end(tmp_path: Path) -> None:
-    """An owner passes its lock on and is killed: the child must not work on beside us."""
-    code = (
-        "import pathlib, subprocess, sys, time\nfrom llm2vec.locks import hold\n"
-        f"with hold(pathlib.Path({str(tmp_path / 'lock')!r})) as lock:\n"
-        "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],\n"
-        "                             pass_fds=(lock.descriptor,))\n"
-        "    lock.note(child.pid)\n"
-        "    print(child.pid, flush=True)\n"
-        "    time.sleep(600)\n"
-    )
-    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    child = int(owner.stdout.readline())
-    owner.kill()
-    owner.wait()
-    assert locks.alive(child)
-    with locks.hold(tmp_path / "lock"):
-        deadline = time.monotonic() + 30
-        while locks.alive(child) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not locks.alive(child)
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(SettingError, match="cannot write to"):
-        locks.hold(tmp_path / "file" / "lock").__enter__()
-
-
-def test_a_stale_digest_is_not_a_finished_product(tmp_path: Path) -> None:
-    file = tmp_path / "x.json"
-    file.write_text("old")
-    plan = Plan.of([job(tmp_path, "a", WRITE, "x.json")])
-    assert not plan.finished(file)
-    file.write_text("new")
-    assert plan.finished(file)
+    task = [evaluation.get_task("STSBenchmark")]
+    assert Costs(tmp_path).tasks(MODELS[SMOLLM2], VARIANTS["uni"], task, ["mean"]).tokens > 0
