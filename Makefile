@@ -73,9 +73,10 @@ reproduce-analyses: env ## pooling leakage and layer similarity: MODEL= VARIANT=
 reproduce-all: env ## every table and figure of a model; MODEL=all is the whole paper; DRY=1 first
 	@$(GRID) all $(CHOSEN) --results="$${RESULTS:-results}"
 
-train: env ## MNTP, then SimCSE on top of it: MODEL=
+train: env ## all adapters: MNTP, SimCSE on top of it, SimCSE alone (causal, bidirectional): MODEL=
 	$(RUN) experiments/01_train_mntp.py --model="$$MODEL"
-	$(RUN) experiments/02_train_simcse.py --model="$$MODEL" --variant=bi-mntp-simcse
+	set -e; for variant in bi-mntp-simcse uni-simcse bi-simcse; do \
+	  $(RUN) experiments/02_train_simcse.py --model="$$MODEL" --variant="$$variant"; done
 
 tables: env ## regenerate the tables and the README from results/
 	$(RUN) -m analysis.build
