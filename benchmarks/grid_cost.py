@@ -24,8 +24,8 @@ import typer
 
 from benchmarks.report import RESULTS, Report
 from llm2vec.console import run
-from llm2vec.costs import passes_of
 from llm2vec.errors import DataError
+from llm2vec.estimates import passes_of
 from llm2vec.inputs import Pair
 from llm2vec.registry import POOLINGS, SUITES, VARIANTS, Variant, get_model, get_suite, get_task
 
