@@ -18,7 +18,11 @@ from llm2vec.registry_ablations import ABLATIONS, SICK, STSB, WIKITEXT, Ablation
 from llm2vec.results import Record
 
 EXPERIMENT = "ablations"
-PUBLISHED = {"mntp-lr": MNTP().learning_rate, "simcse-lr": SimCSE().learning_rate}
+PUBLISHED = {
+    "mntp-lr": MNTP().learning_rate,
+    "simcse-lr": SimCSE().learning_rate,
+    "simcse-after-mntp-lr": SimCSE().learning_rate,
+}
 SENSITIVITY = tuple(PUBLISHED)
 OTHERS = tuple(group for group in ABLATIONS if group not in SENSITIVITY)
 WORDS = {
@@ -119,7 +123,7 @@ def _rate_rows(
     values = [[_score(found, model, names.get((rate, n)), measured) for n in steps]
               for rate in rates]  # fmt: skip
     flags = iter(bold_best([value for row in values for value in row]))
-    untrained = _score(found, model, runs[0].name, measured)
+    untrained = next((run.name for run in runs if not run.varied), None)
     rows = []
     for index, rate in enumerate(rates):
         cells = [Cell(number(value) or (NOT_RUN if (rate, n) in names else ""), next(flags))
@@ -128,7 +132,8 @@ def _rate_rows(
         rows.append(["", "", "", label, "", *cells])
     stage = VARIANTS[runs[-1].variant].display
     rows[0][:3] = display_model(model), stage, _place(measured)
-    rows[0][4] = number(untrained) or NOT_RUN
+    if untrained is not None:
+        rows[0][4] = number(_score(found, model, untrained, measured)) or NOT_RUN
     return rows
 
 

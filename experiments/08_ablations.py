@@ -6,8 +6,8 @@
 
 Small runs on one model, listed in ``llm2vec/registry_ablations.py``; each writes
 ``raw/ablations/{model}/{variant}/{pooling}/{task}@{setting}.json``. Killed, the same command goes
-on; what is done is left alone. Groups: mntp-lr, simcse-lr, mntp-masking, simcse-dropout,
-simcse-padding.
+on; what is done is left alone. Groups: mntp-lr, simcse-lr, simcse-after-mntp-lr, mntp-masking,
+simcse-dropout, simcse-padding.
 """
 
 from pathlib import Path

@@ -56,22 +56,23 @@ def some(tmp_path: Path) -> Results:
 def test_each_learning_rate_and_step_count_has_its_own_cell(some: Results) -> None:
     table = tables_ablations.sensitivity(some)
     rates = column(table, "Learning rate")
-    assert rates[:5] == ["5e-05 (published)", "0.0002", "0.0005", "0.001", "0.002"]
-    assert rates[5] == "3e-05 (published)"
-    assert column(table, "100 steps")[:5] == ["–", "–", "–", "43.21", "–"]
-    assert column(table, "25 steps")[:5] == ["12.00", "–", "–", "–", "–"]
+    assert rates[:4] == ["5e-05 (published)", "0.0005", "0.001", "0.002"]
+    assert rates[4] == "3e-05 (published)"
+    assert column(table, "100 steps")[:4] == ["–", "–", "43.21", "–"]
+    assert column(table, "25 steps")[:4] == ["12.00", "–", "–", "–"]
     assert column(table, "Untrained")[:1] == ["10.00"]
     best = [c.text for row in table.rows for c in row if isinstance(c, Cell) and c.bold]
     assert best == ["43.21"]
-    assert table.tasks == "3 of 29 measurements"
+    assert table.tasks == "3 of 28 measurements"
 
 
 def test_what_is_not_in_the_grid_is_empty_and_what_was_not_run_is_marked(some: Results) -> None:
     table = tables_ablations.sensitivity(some)
-    assert column(table, "100 steps")[5:] == [""] * 4  # SimCSE's grid ends at 40
-    assert column(table, "40 steps")[5:] == ["–"] * 4
+    assert column(table, "100 steps")[4:] == [""] * 7  # SimCSE's grids end at 40
+    assert column(table, "40 steps")[4:] == ["–"] * 7
+    assert column(table, "Untrained")[4:] == ["–", *[""] * 6]  # after MNTP: no untrained run
     data = table.data
-    assert len(data) == 29 and data["score"].notna().sum() == 3
+    assert len(data) == 28 and data["score"].notna().sum() == 3
     assert set(data["split"]) == {"validation"}
 
 
