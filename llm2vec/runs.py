@@ -56,9 +56,11 @@ class RunFolder:
         """
         self.settings = json.loads(json.dumps(self.settings))
         note, started = self.folder / "provenance.json", self.run / "settings.json"
-        if started.exists():
+        known = started.exists()
+        if known:
             self._compare(_read_json(started), started)
-        if (self.folder / ADAPTER_WEIGHTS).exists():
+        # Weights without a note are of this run, killed between the two, or of an unknown one.
+        if (self.folder / ADAPTER_WEIGHTS).exists() and (note.exists() or not known):
             done = _read_json(note) if note.exists() else {}
             self._compare(done.get("settings", {}), note)
             if done["steps"] == steps:

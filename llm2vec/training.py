@@ -259,8 +259,8 @@ def save_adapter(
 ) -> None:
     """Write the finished adapter (bfloat16), its config, its provenance and the loss curve.
 
-    ``note`` goes into ``provenance.json`` as it is; the weights are in place before the note
-    that declares the run finished. All processes call it, the first one writes.
+    ``note`` goes into ``provenance.json`` as it is. That file declares the run finished: an older
+    one goes first, the new one comes last. All processes call it, the first one writes.
     """
     stage = trainer.accelerator.unwrap_model(trainer.model)
     state = {name.removeprefix("backbone."): value for name, value in trainer.lora().items()}
@@ -272,8 +272,9 @@ def save_adapter(
     weights = {name: value.to(torch.bfloat16).contiguous() for name, value in weights.items()}
     partial = folder / f".{ADAPTER_WEIGHTS}"
     save_file(weights, partial, metadata={"format": "pt"})
-    partial.replace(folder / ADAPTER_WEIGHTS)
+    (folder / "provenance.json").unlink(missing_ok=True)
     write_atomic(folder / "adapter_config.json", _adapter_config(stage.backbone, model))
+    partial.replace(folder / ADAPTER_WEIGHTS)
     run.plot_loss(f"{model.display}, {run.settings['stage']}")
     lines = run.metrics
     samples, steps = len(trainer.train_dataset.samples), settings.steps

@@ -241,6 +241,43 @@ def test_half_written_files_are_no_obstacle(
     assert [x["step"] for x in lines(out)] == [1, 2, 3, 4, 5, 6]
 
 
+def stopped(moment: str, *arguments: object, **changes: object) -> None:
+    """A run that ends where it would call this; an exception stands in for the kill."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"llm2vec.{moment}", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run("mntp", *arguments, **changes)
+
+
+@pytest.mark.parametrize("earlier", [0, 4], ids=["first adapter", "adapter of fewer steps"])
+def test_run_killed_while_the_adapter_is_written_goes_on(
+    earlier: int, tiny_llama_dir: Path, text: Path, tmp_path: Path
+) -> None:
+    trained = tmp_path / "trained"  # all steps done, nothing of their adapter written
+    if earlier:
+        run("mntp", tiny_llama_dir, text, trained, steps=earlier)
+    stopped("training.get_peft_model_state_dict", tiny_llama_dir, text, trained, steps=6)
+    shutil.copytree(trained, tmp_path / "whole")
+    whole = run("mntp", tiny_llama_dir, text, tmp_path / "whole", steps=6)
+    steps = lines(whole)
+    for moment in ("training._adapter_config", "runs.RunFolder.plot_loss"):
+        out = tmp_path / moment
+        shutil.copytree(trained, out)
+        stopped(moment, tiny_llama_dir, text, out, steps=6)
+        assert not (out / "provenance.json").exists()  # nobody takes it for a finished one
+        if earlier:
+            with pytest.raises(SettingError, match="already trained for 6 steps"):
+                run("mntp", tiny_llama_dir, text, out, steps=earlier)
+        run("mntp", tiny_llama_dir, text, out, steps=6)
+        assert lines(out) == steps  # no step again
+        assert adapter(out) == adapter(whole)
+        assert json.loads((out / "provenance.json").read_text())["steps"] == 6
+
+
 # --------------------------------------------------------------------------- refusals
 def test_other_settings_in_the_same_folder_are_refused(
     tiny_llama_dir: Path, text: Path, tmp_path: Path
