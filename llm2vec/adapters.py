@@ -1,12 +1,16 @@
 """Where adapters lie, and what a record calls them; loads no weights, so no torch.
 
 Own adapters are looked for in ``$LLM2VEC_CHECKPOINTS``, then among those that the repository
-ships. The authors' (``published``) come from the hub at the registry's revisions, as safetensors.
+ships; the note that a run leaves beside its adapter says what it fits. The authors'
+(``published``) come from the hub at the registry's revisions, as safetensors.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from llm2vec import paths
 from llm2vec.errors import AdapterError
@@ -22,11 +26,12 @@ def adapter_folder(model: Model, stage: str) -> Path:
     """Folder of an own adapter: ``$LLM2VEC_CHECKPOINTS`` first, then what the repository ships.
 
     ``stage``: mntp, mntp-words, mntp-simcse, uni-simcse or bi-simcse. Raises
-    :class:`AdapterError` naming the command that trains it.
+    :class:`AdapterError` naming the command that trains it, or what is wrong with the one there.
     """
     folders = [root / model.name / stage for root in _adapter_roots()]
     for folder in folders:
         if (folder / ADAPTER_WEIGHTS).is_file():
+            check_origin(folder, model.name, stage)
             return folder
     published = " or, with ADAPTERS=published, use the authors'" if model.published else ""
     raise AdapterError(
@@ -43,6 +48,30 @@ def training_command(model: Model, stage: str) -> tuple[str, ...]:
     return (f"experiments/{script}.py", "--model", model.name, *more)
 
 
+def note_of(folder: Path) -> dict[str, Any]:
+    """What the run that made an adapter wrote down; empty where there is no such note."""
+    file = folder / "provenance.json"
+    try:
+        note = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{file}: not a JSON object ({error})") from error
+    if not isinstance(note, dict):
+        raise AdapterError(f"{file}: not a JSON object")
+    return note
+
+
+def check_origin(folder: Path, model_name: str = "", stage: str = "") -> None:
+    """Refuse an adapter whose note names another model or stage (empty: any)."""
+    note = note_of(folder)
+    trained_for, found = note.get("model", model_name), note.get("stage", stage)
+    if model_name and trained_for != model_name:
+        raise AdapterError(f"{folder}: trained for {trained_for}, not for {model_name}")
+    if stage and found != stage:
+        raise AdapterError(f"{folder}: an adapter of stage {found!r}, not {stage!r}")
+
+
 def _adapter_roots() -> tuple[Path, Path]:
     return paths.checkpoints_dir(), paths.shipped_adapters_dir()
 
@@ -57,7 +86,26 @@ def stages_of(variant: Variant) -> tuple[str, ...]:
 
 def adapter_folders(model: Model, variant: Variant) -> list[Path]:
     """Folders of a variant's adapters, in the order in which they are merged."""
-    return [adapter_folder(model, stage) for stage in stages_of(variant)]
+    return folders_of(model, stages_of(variant))
+
+
+def folders_of(model: Model, stages: Sequence[str]) -> list[Path]:
+    """Folders of the adapters of stages that are merged in this order.
+
+    Raises :class:`AdapterError` where one is missing, or was trained on top of another one than
+    that which comes before it here.
+    """
+    folders = [adapter_folder(model, stage) for stage in stages]
+    for number, folder in enumerate(folders):
+        below = note_of(folder).get("merged_before")
+        if below is not None and below != [adapter_hash(f) for f in folders[:number]]:
+            command = " ".join(training_command(model, stages[number]))
+            raise AdapterError(
+                f"{folder}: trained on top of another adapter than the one in "
+                f"{' and '.join(map(str, folders[:number])) or 'no folder'}. Move it away and "
+                f"train it again with 'python {command}', or put the older one back."
+            )
+    return folders
 
 
 def has_adapters(model: Model, variant: Variant) -> bool:

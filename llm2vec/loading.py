@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from llm2vec import assets
-from llm2vec.adapters import ADAPTER_WEIGHTS
+from llm2vec.adapters import ADAPTER_WEIGHTS, check_origin
 from llm2vec.errors import AdapterError, LLM2VecError, SettingError
 from llm2vec.registry import MODELS, UNPINNED, Model
 
@@ -164,7 +164,7 @@ def merge_adapter(backbone: PreTrainedModel, folder: Path, model_name: str = "")
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    _check_origin(folder, model_name)
+    check_origin(folder, model_name)
     try:
         config = LoraConfig.from_pretrained(str(folder))
         weights = load_file(folder / ADAPTER_WEIGHTS)
@@ -192,16 +192,3 @@ def merge_adapter(backbone: PreTrainedModel, folder: Path, model_name: str = "")
             f"has room for {expected}"
         )
     return wrapped.merge_and_unload()
-
-
-def _check_origin(folder: Path, model_name: str) -> None:
-    """An own adapter says which model it was trained for."""
-    note = folder / "provenance.json"
-    if not model_name or not note.exists():
-        return
-    try:
-        trained_for = json.loads(note.read_text(encoding="utf-8")).get("model")
-    except (ValueError, AttributeError) as error:
-        raise AdapterError(f"{note}: not a JSON object ({error})") from error
-    if trained_for not in (None, model_name):
-        raise AdapterError(f"{folder}: trained for {trained_for}, not for {model_name}")

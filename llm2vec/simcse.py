@@ -12,7 +12,6 @@ The published trainer takes it over the padding too; ``pool_over_padding`` does 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from llm2vec import corpora, gradcache
-from llm2vec.adapters import adapter_folder, adapter_hash
+from llm2vec.adapters import adapter_folder, adapter_hash, check_origin
 from llm2vec.attention import set_attention
-from llm2vec.errors import AdapterError, DataError, SettingError
+from llm2vec.errors import DataError, SettingError
 from llm2vec.loading import DTYPES, load_backbone, merge_adapter
 from llm2vec.lora import add_lora
 from llm2vec.pooling import mean_pool
@@ -194,8 +193,8 @@ def build(
     """Backbone with merged earlier stages and new LoRA, tokenizer, hashes of what was merged."""
     merged = [mntp or adapter_folder(model, "mntp")] if "mntp" in variant.stages else []
     for folder in merged:
-        _check_stage(folder, "mntp")
-    backbone, tokenizer = load_backbone(model.name, dtype="float32", device=options.device)
+        check_origin(folder, model.name, "mntp")
+    backbone, tokenizer = load_backbone(model.name, dtype="float32", device=options.placement)
     set_attention(backbone, variant.attention == "bidirectional")
     for folder in merged:
         backbone = merge_adapter(backbone, folder, model.name)
@@ -205,15 +204,6 @@ def build(
     if options.checkpointing or (options.checkpointing is None and model.parameters > 2e9):
         stage.use_checkpointing()
     return stage, tokenizer, tuple(adapter_hash(folder) for folder in merged)
-
-
-def _check_stage(folder: Path, stage: str) -> None:
-    """An own adapter says which stage it was trained for."""
-    note = folder / "provenance.json"
-    if note.exists():
-        found = json.loads(note.read_text(encoding="utf-8")).get("stage", stage)
-        if found != stage:
-            raise AdapterError(f"{folder}: an adapter of stage {found!r}, not {stage!r}")
 
 
 def train_simcse(

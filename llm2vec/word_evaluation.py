@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from llm2vec.adapters import (
     WORDS_STAGE,
-    adapter_folder,
     adapter_hash,
+    folders_of,
     published_adapters,
     stages_of,
 )
@@ -179,7 +179,7 @@ def word_adapters(run: Run) -> list[Path]:
     """Folders of the adapters of a run; :class:`AdapterError` when one is missing."""
     if run.adapters == "published":
         return published_adapters(run.model, run.variant)
-    return [adapter_folder(run.model, stage) for stage in own_stages(run)]
+    return folders_of(run.model, own_stages(run))
 
 
 def own_stages(run: Run) -> tuple[str, ...]:

@@ -213,6 +213,49 @@ def test_a_missing_adapter_names_the_command_that_makes_it(
     assert "ADAPTERS=published" not in str(error.value)
 
 
+def test_a_missing_adapter_for_words_names_its_own_command(roots: tuple[Path, Path]) -> None:
+    with pytest.raises(AdapterError) as error:
+        adapter_folder(MODELS["mistral-7b"], "mntp-words")
+    assert "'python experiments/01_train_mntp.py --model mistral-7b --words'" in str(error.value)
+
+
+def noted(folder: Path, **note: object) -> Path:
+    (folder / "provenance.json").write_text(json.dumps(note))
+    return folder
+
+
+def test_an_adapter_of_another_variant_or_model_is_refused_where_it_lies(
+    roots: tuple[Path, Path],
+) -> None:
+    folder = put(roots[0], "bi-simcse")
+    noted(folder, model="smollm2-135m", stage="bi-simcse", merged_before=[])
+    assert adapter_folders(SMOLLM2, VARIANTS["bi-simcse"]) == [folder]
+    noted(folder, model="smollm2-135m", stage="uni-simcse", merged_before=[])
+    with pytest.raises(AdapterError, match="adapter of stage 'uni-simcse', not 'bi-simcse'"):
+        adapter_folders(SMOLLM2, VARIANTS["bi-simcse"])
+    noted(folder, model="mistral-7b", stage="bi-simcse")
+    with pytest.raises(AdapterError, match="trained for mistral-7b, not for smollm2-135m"):
+        adapter_folders(SMOLLM2, VARIANTS["bi-simcse"])
+    assert not has_adapters(SMOLLM2, VARIANTS["bi-simcse"])
+
+
+def test_an_adapter_on_top_of_another_one_than_that_at_hand_is_refused(
+    roots: tuple[Path, Path],
+) -> None:
+    """As after MNTP was trained anew: the shipped SimCSE adapter does not fit the new one."""
+    own, shipped = roots
+    first, second = put(shipped, "mntp"), put(shipped, "mntp-simcse")
+    noted(second, stage="mntp-simcse", merged_before=[adapter_hash(first)])
+    assert adapter_folders(SMOLLM2, VARIANTS["bi-mntp-simcse"]) == [first, second]
+    put(own, "mntp", b"newer")
+    with pytest.raises(
+        AdapterError, match=r"on top of another .*--variant bi-mntp-simcse"
+    ) as error:
+        adapter_folders(SMOLLM2, VARIANTS["bi-mntp-simcse"])
+    assert str(second) in str(error.value) and str(own) in str(error.value)
+    assert adapter_folders(SMOLLM2, VARIANTS["bi-mntp"]) == [own / "smollm2-135m" / "mntp"]
+
+
 def test_where_the_authors_published_adapters_the_error_says_so(
     roots: tuple[Path, Path],
 ) -> None:
