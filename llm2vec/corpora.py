@@ -1,10 +1,11 @@
 """Texts to train on, and an honest word on where they came from (paper 2.2, D.1).
 
 MNTP reads Wikitext-103's train split, SimCSE the Wikipedia sentences of Gao et al. (2021): local
-mirror first, then the hub. Where they cannot be had, real Wikipedia text stands in: the training
-part of the embedded sample (articles that the offline suite never touches) and the sentences of
-a mirror; the sources, and so the adapter's provenance, say so. A text file of one's own is read
-line by line.
+mirror first, then the hub. Sentences of a mirror that its manifest does not call ``exact`` are
+others, and count as the mirror having none. Where the real ones cannot be had, other Wikipedia
+text stands in: the training part of the embedded sample (articles that the offline suite never
+touches) and the sentences of a mirror; the sources, and so the adapter's provenance, say so. A
+text file of one's own is read line by line.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llm2vec.data import Source, load_split, mirror_folder
+from llm2vec.data import Source, hub_revision, load_split, mirror_folder
 from llm2vec.errors import AssetError, DataError
-from llm2vec.registry import HUB_REVISIONS, UNPINNED
+from llm2vec.registry import UNPINNED
+from llm2vec.registry_datasets import SENTENCES, WIKITEXT
 from llm2vec.results import sha256_file
 
-WIKITEXT = "Salesforce/wikitext"
 WIKITEXT_CONFIG = "wikitext-103-raw-v1"
-SENTENCES = "princeton-nlp/datasets-for-simcse"
 SENTENCES_FILE = "wiki1m_for_simcse.txt"
 SAMPLE = "wikipedia-sample"
 STAND_IN = "stand-in for training text"
@@ -32,7 +32,7 @@ Corpus = tuple[list[str], list[Source]]
 def read_text_file(file: Path) -> Corpus:
     """Non-blank lines of a UTF-8 file; :class:`DataError` says what is wrong with it."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # U+2028 and the like end no line
     except UnicodeDecodeError as error:
         raise DataError(
             f"{file} is not UTF-8 (byte {error.start}); convert it, one text per line"
@@ -71,18 +71,21 @@ def training_sentences(file: Path | None = None) -> Corpus:
     """Sentences for SimCSE: a file, those of Gao et al., or what stands in for them."""
     if file is not None:
         return read_text_file(file)
-    if mirror_folder(SENTENCES) is None:
-        try:
-            return _sentences_from_hub()
-        except DataError as error:
-            _say(f"other Wikipedia sentences are used: {error}")
+    mirrored = _mirror_sentences(distinct=False)
+    if mirrored and mirrored[0][1].status == "exact":
+        texts, source = mirrored[0]
+        return texts, [source]
+    try:
+        return _sentences_from_hub()
+    except DataError as error:
+        _say(f"other Wikipedia sentences are used: {error}")
     return _stand_in(sentences=True)
 
 
 def _sentences_from_hub() -> Corpus:
     from huggingface_hub import hf_hub_download
 
-    revision = HUB_REVISIONS[SENTENCES]
+    revision = hub_revision(SENTENCES)
     try:
         file = hf_hub_download(
             SENTENCES, SENTENCES_FILE, repo_type="dataset",

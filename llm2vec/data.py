@@ -1,4 +1,4 @@
-"""A dataset by its hub id: local mirror, else the hub at a pinned revision; says which it used.
+"""A dataset by its hub id: local mirror, else the hub at one commit; says which it used.
 
 The mirror (``LLM2VEC_DATA``) is a folder of parquet laid out by hub id, ``MANIFEST.csv`` beside it
 giving the status of every file (``exact``, ``reconstructed``, ``substitute``, ...). Parquet files
@@ -16,7 +16,8 @@ import pandas as pd
 
 from llm2vec import paths
 from llm2vec.errors import DataError
-from llm2vec.registry import HUB_REVISIONS, MIRROR_NAMES, UNPINNED
+from llm2vec.registry import UNPINNED
+from llm2vec.registry_datasets import HUB_REVISIONS, MIRROR_NAMES
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,25 @@ def load_split(
     return table, source
 
 
-def _from_hub(dataset_id: str, split: str, subset: str) -> tuple[pd.DataFrame, Source]:
+def hub_revision(dataset_id: str) -> str:
+    """The commit that the registry's revision of a dataset means now.
+
+    A branch's name or 'unpinned' is given back as it is where the hub does not answer.
+    """
     revision = HUB_REVISIONS.get(dataset_id, UNPINNED)
+    if len(revision) == 40:
+        return revision
+    from huggingface_hub import HfApi
+
+    try:
+        named = None if revision == UNPINNED else revision
+        return HfApi().dataset_info(dataset_id, revision=named, timeout=30).sha or revision
+    except Exception:
+        return revision  # what is in the cache can still be read
+
+
+def _from_hub(dataset_id: str, split: str, subset: str) -> tuple[pd.DataFrame, Source]:
+    revision = hub_revision(dataset_id)
     try:
         from datasets import load_dataset
 

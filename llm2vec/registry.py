@@ -4,7 +4,8 @@ A model is added by one entry in ``MODELS``. Revisions are commits of the hub re
 none could be looked up the word is ``unpinned``, and every record repeats it. Hyperparameters
 name their source beside them: ``paper`` with a section of arXiv 2404.05961, or ``code`` for a
 released configuration where the paper is silent; where the two disagree both are given. The
-ablations and the bands of the verdicts stand beside it (``registry_*.py``). Imports no torch.
+ablations, the datasets that are no tasks and the bands of the verdicts stand beside it
+(``registry_*.py``). Imports no torch.
 """
 
 from __future__ import annotations
@@ -152,6 +153,8 @@ _MODELS = (
     Model(
         "s-llama-1.3b", "S-LLaMA-1.3B", "princeton-nlp/Sheared-LLaMA-1.3B",
         "a4b76938edbf571ea7d7d9904861cbdca08809b4", "llama", 1.345e9, 24, 2048,
+        # Batch: paper D.1.2; the released config has 128, and the schedule's horizon is that
+        # config's (three epochs in batches of 32 would be 93,750 steps).
         mntp=MNTP(), simcse=SimCSE(batch_size=32),
         published={
             "mntp": ("McGill-NLP/LLM2Vec-Sheared-LLaMA-mntp",
@@ -173,7 +176,8 @@ _MODELS = (
         "mistral-7b", "Mistral-7B", "mistralai/Mistral-7B-Instruct-v0.2",
         "3ad372fc79158a2148299e3318516c786aeded6c", "mistral", 7.242e9, 32, 4096,
         chat=_INST, mntp=MNTP(mask_probability=0.8, masking="all"),
-        mntp_words=MNTP(), simcse=SimCSE(),
+        mntp_words=MNTP(),  # paper D.1.3; the released word-level config loads the one above
+        simcse=SimCSE(),
         published={
             "mntp": ("McGill-NLP/LLM2Vec-Mistral-7B-Instruct-v2-mntp", UNPINNED),
             "mntp-simcse": ("McGill-NLP/LLM2Vec-Mistral-7B-Instruct-v2-mntp-unsup-simcse",
@@ -332,17 +336,6 @@ for _r in _rows("mteb_parts.csv"):
     _part = replace(_whole, name=_r["part"], dataset=_r["dataset"], revision=_r["revision"])
     _PARTS[_whole.name] = (*_PARTS.get(_whole.name, ()), _part)
 PARTS: Mapping[str, tuple[Task, ...]] = MappingProxyType(_PARTS)
-
-# Datasets that a mirror may hold under a name other than their hub id.
-MIRROR_NAMES: Mapping[str, str] = MappingProxyType(
-    {
-        "eriktks/conll2003": "conll2003",
-        "Salesforce/wikitext": "wikitext-103-raw-v1",
-        "princeton-nlp/datasets-for-simcse": "wiki-sentences",
-    }
-)
-# Hub revisions of the datasets that are not mteb tasks (those carry theirs in the task table).
-HUB_REVISIONS: Mapping[str, str] = MappingProxyType(dict.fromkeys(MIRROR_NAMES, UNPINNED))
 
 EXPERIMENTS = (
     "word_probing", "mteb_subset", "mteb_full", "pooling_leakage", "layer_similarity",

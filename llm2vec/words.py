@@ -35,6 +35,7 @@ from llm2vec.data import Source, load_split
 from llm2vec.errors import DataError, SettingError
 from llm2vec.paths import RESOURCES
 from llm2vec.registry import Variant
+from llm2vec.registry_datasets import CONLL
 
 Alignment = Literal["same", "previous"]
 ALIGNMENTS: tuple[Alignment, ...] = ("same", "previous")
@@ -65,7 +66,6 @@ TAGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 _COLUMNS = {"pos": "pos_tags", "chunking": "chunk_tags", "ner": "ner_tags"}
-CONLL = "eriktks/conll2003"
 MINI = RESOURCES / "mini_conll"
 CORPORA: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"conll2003": ("train", "validation", "test"), "mini": ("train", "test")}

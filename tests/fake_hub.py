@@ -77,12 +77,16 @@ def with_others(task: Any, splits: dict[str, Rows]) -> dict[str, Rows]:
 
 
 class FakeHub:
-    """``datasets`` finds the repositories of a folder; ``asked`` notes what it was asked for."""
+    """``datasets`` finds the repositories of a folder; ``asked`` notes what it was asked for.
+
+    ``branches``: folders of revisions whose content is another than that of the repository.
+    """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self.asked: list[tuple[str, str | None, str | None, str]] = []
         self.broken: dict[str, Exception] = {}
+        self.branches: dict[tuple[str, str], Path] = {}
         load, configs, splits = (
             datasets.load_dataset, datasets.get_dataset_config_names,
             datasets.get_dataset_split_names,
@@ -93,7 +97,8 @@ class FakeHub:
             if path in self.broken:
                 raise self.broken[path]
             split = {"split": options["split"]} if "split" in options else {}
-            return load(str(folder / path), name, **split)
+            place = self.branches.get((path, options["revision"]), folder / path)
+            return load(str(place), name, **split)
 
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder.parent / "datasets-cache")
         patches = {

@@ -88,6 +88,30 @@ def test_sentences_of_the_hub_are_used_where_there_is_no_mirror(
     assert (sources[0].source, sources[0].status) == ("hub", "exact")
 
 
+def test_sentences_of_a_mirror_that_are_others_do_not_hide_those_of_the_hub(
+    small_mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = small_mirror.parent / "wiki1m_for_simcse.txt"
+    file.write_text("One sentence.\n", encoding="utf-8")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(file))
+    assert corpora.training_sentences()[0] == ["One sentence."]
+
+
+def test_exact_sentences_of_a_mirror_are_used_alone(
+    small_mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the hub should not be asked")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    (small_mirror / "MANIFEST.csv").write_text(
+        "dataset,file,status\nwiki-sentences,train.parquet,exact\n"
+    )
+    texts, (source,) = corpora.training_sentences()
+    assert texts == ["It rains and it snows.", "It rains.", "It snows.", "The sun shines."]
+    assert (source.source, source.status) == ("mirror", "exact")
+
+
 def test_no_text_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch, no_hub: None) -> None:
     def refuse() -> list[str]:
         raise AssetError("no network")
@@ -119,7 +143,7 @@ def test_bad_text_files(tmp_path: Path, content: bytes | None, message: str) -> 
 
 def test_text_file_is_read_by_lines_and_hashed(tmp_path: Path) -> None:
     file = tmp_path / "texts.txt"
-    file.write_text("Größe.\n\n  Zwei. \n", encoding="utf-8")
+    file.write_text("Größe.\r\n\n  Zw\u2028ei. \n", encoding="utf-8", newline="")
     texts, (source,) = corpora.training_texts(file)
-    assert texts == ["Größe.", "Zwei."] == corpora.training_sentences(file)[0]
+    assert texts == ["Größe.", "Zw\u2028ei."] == corpora.training_sentences(file)[0]
     assert source.source == "file" and len(source.revision) == 16

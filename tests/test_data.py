@@ -6,12 +6,13 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from llm2vec import data, registry
+from llm2vec import data, registry, registry_datasets
 from llm2vec.data import Source, load_split, mirror_folder, read_parquet
 from llm2vec.errors import DataError
 
@@ -104,8 +105,30 @@ def test_the_hub_is_asked_for_the_pinned_revision(
     assert asked == [(ID, None, "test", "f" * 40)]
 
 
+@pytest.mark.parametrize("named", [registry.UNPINNED, "refs/convert/parquet"])
+def test_a_branch_is_resolved_to_the_commit_that_it_means(
+    monkeypatch: pytest.MonkeyPatch, hub: Callable[..., Hub], named: str
+) -> None:
+    monkeypatch.delenv("LLM2VEC_DATA", raising=False)
+    monkeypatch.setattr(data, "HUB_REVISIONS", {ID: named})
+    asked = hub(TABLE).asked
+    # Where the hub does not say, the name has to do.
+    assert load_split(ID, "test")[1].revision == named
+    answers = []
+
+    def info(_self: object, dataset: str, *, revision: str | None, **_: object) -> Any:
+        answers.append((dataset, revision))
+        return SimpleNamespace(sha="a" * 40)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", info)
+    assert load_split(ID, "test")[1].revision == "a" * 40
+    wanted = None if named == registry.UNPINNED else named
+    assert answers == [(ID, wanted)]
+    assert [revision for *_, revision in asked] == [wanted, "a" * 40]
+
+
 def test_a_mirror_may_use_another_name(root: Path) -> None:
-    for dataset_id, name in registry.MIRROR_NAMES.items():
+    for dataset_id, name in registry_datasets.MIRROR_NAMES.items():
         assert mirror_folder(dataset_id) is None
         (root / name).mkdir(parents=True)
         assert mirror_folder(dataset_id) == root / name

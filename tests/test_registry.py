@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from llm2vec import registry
 from llm2vec.errors import UnknownNameError
 from llm2vec.registry import (
     MODELS,
@@ -26,6 +25,7 @@ from llm2vec.registry import (
     settings_dict,
     variants_of,
 )
+from llm2vec.registry_datasets import HUB_REVISIONS, MIRROR_NAMES
 
 PAPER_DECODERS = ("s-llama-1.3b", "llama-2-7b", "mistral-7b", "llama-3-8b")
 
@@ -257,7 +257,7 @@ def test_everything_is_frozen() -> None:
         name = dataclasses.fields(frozen)[0].name
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(frozen, name, "changed")
-    for table in (MODELS, VARIANTS, TASKS, SUITES, registry.MIRROR_NAMES):
+    for table in (MODELS, VARIANTS, TASKS, SUITES, MIRROR_NAMES, HUB_REVISIONS):
         with pytest.raises(TypeError):
             table["new"] = None
 
