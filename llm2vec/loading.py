@@ -27,6 +27,9 @@ from llm2vec.registry import MODELS, UNPINNED, Model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+# What transformers raises for what it cannot load; ImportError: a package its tokenizer needs.
+_UNLOADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+
 
 class ModelNotFoundError(LLM2VecError):
     """Weights that are neither embedded, nor local, nor to be had from the hub."""
@@ -121,7 +124,7 @@ def load_backbone(
             source, revision=revision, dtype=torch_dtype, use_safetensors=True,
             output_loading_info=True, **model_kwargs,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except _UNLOADABLE as error:
         raise ModelNotFoundError(_explain(model, source, error)) from error
     # transformers fills gaps with random weights; only a pooler, which is never used, may be one.
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
@@ -146,6 +149,13 @@ def _explain(model: Model, source: str, error: Exception) -> str:
         )
     if Path(source).is_dir():
         return f"the folder {source} does not hold a loadable model ({first})"
+    if "safetensors" in lowered and "does not appear to have a file" in lowered:
+        return (
+            f"{source} has no weights as safetensors at revision {model.revision}, and pickled "
+            "ones are never loaded here. Where you trust them, convert them once (from_pretrained, "
+            "then save_pretrained), put model.safetensors beside config.json in that revision's "
+            "folder of the hub's cache, and set HF_HUB_OFFLINE=1."
+        )
     if source not in {m.hub_id for m in MODELS.values()} and "/" not in source:
         first += f"; own names are {', '.join(MODELS)}"
     return (

@@ -199,6 +199,30 @@ def test_a_gated_model_says_how_to_get_a_token(monkeypatch: pytest.MonkeyPatch, 
     assert "licence" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("error", "parts"),
+    [
+        (OSError(
+            "x does not appear to have a file named model.safetensors or model.safetensors.index"
+            ".json and thus cannot be loaded with `safetensors`."
+        ), ("no weights as safetensors", "never loaded", "save_pretrained", "HF_HUB_OFFLINE")),
+        (ImportError("requires the SentencePiece library"), ("cannot load", "SentencePiece")),
+    ],
+)  # fmt: skip
+def test_what_a_hub_model_lacks_is_said(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, parts: tuple[str, ...]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", lambda *_, **__: None)
+    monkeypatch.setattr(loading.AutoModel, "from_pretrained", refuse)
+    with pytest.raises(ModelNotFoundError) as found:
+        load_backbone("deberta-v3-large")
+    for part in ("microsoft/deberta-v3-large", *parts):
+        assert part in str(found.value)
+
+
 def test_a_pinned_revision_is_what_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
