@@ -55,6 +55,8 @@ class CPUDropout(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return x
+        if x.device.type != "cpu":  # the model was moved after it was built
+            return nn.functional.dropout(x, self.p)
         words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         drawn = words.view(torch.int16)[: x.numel()].view(x.shape)
         return x * (drawn >= self.threshold).to(x.dtype).mul_(1 / (1 - self.p))

@@ -6,8 +6,9 @@ state at position i - 1, with bidirectional attention. Run by ``experiments/01_t
 As the published code: every document is tokenized with its own BOS, all are concatenated, cut
 into blocks, and the rest is dropped; special tokens, and a ``_`` of the text, are never masked.
 Deviations on purpose: logits are computed only where there is a loss (the same loss, to
-rounding); blank rows of the corpus are left out instead of becoming a lone BOS; the mean of the
-loss is over the whole batch even when it runs in micro-batches.
+rounding); blank rows of the corpus are left out instead of becoming a lone BOS, and rows come
+without the blank in front and the line end behind them; the mean of the loss is over the whole
+batch even when it runs in micro-batches. A tokenizer that adds no BOS (SmolLM2's) gets none.
 """
 
 from __future__ import annotations
@@ -216,7 +217,7 @@ def build(
 ) -> tuple[MNTPModel, PreTrainedTokenizerBase]:
     """The bidirectional backbone with new LoRA and its frozen head."""
     language_model, tokenizer = load_backbone(
-        model.name, dtype=storage_dtype(options), device=options.device, head=True
+        model.name, dtype=storage_dtype(options), device=options.placement, head=True
     )
     check_head(language_model)
     set_attention(language_model, True)
@@ -243,8 +244,8 @@ def train_mntp(
     accuracy before and after, for the adapter's provenance. Raises
     :class:`~llm2vec.errors.LLM2VecError` before the first step when something cannot work.
     """
+    texts, sources = corpora.training_texts(text)  # cheaper than a model: mistakes show first
     stage, tokenizer = build(model, settings, options)
-    texts, sources = corpora.training_texts(text)
     blocks = make_blocks(texts, tokenizer, settings.block_size, needed=settings.batch_size)
     identity = run_settings(
         model, stage_name, settings, options,
@@ -256,8 +257,12 @@ def train_mntp(
     micro = max(1, options.pass_tokens // settings.block_size)
     trainer = MNTPTrainer(stage, blocks, Masker(tokenizer, settings), settings, options, run, micro)
     train(trainer)
-    note = {"data": [source.as_dict() for source in sources], "data_texts": len(texts)}
-    if accuracy and trainer.is_world_process_zero() and not trainer.is_fsdp_enabled:
+    note: dict[str, Any] = {
+        "data": [source.as_dict() for source in sources], "data_texts": len(texts),
+    }  # fmt: skip
+    if accuracy and trainer.is_fsdp_enabled:
+        note["masked_accuracy"] = {"not measured": "no process holds a sharded model whole"}
+    elif accuracy and trainer.is_world_process_zero():
         note["masked_accuracy"] = _before_and_after(stage, tokenizer, settings)
     save_adapter(trainer, model, registry, note)
     return output
@@ -267,12 +272,12 @@ def _before_and_after(
     stage: MNTPModel, tokenizer: PreTrainedTokenizerBase, settings: MNTP
 ) -> dict[str, Any]:
     """Masked-token accuracy on Wikitext's test split without and with the adapter."""
+    size = settings.block_size
     try:
         texts, source = corpora.wikitext("test")
+        blocks = make_blocks(texts, tokenizer, size)[: max(1, EVALUATION_TOKENS // size)]
     except DataError as error:
         return {"not measured": str(error)}
-    size = settings.block_size
-    blocks = make_blocks(texts, tokenizer, size)[: max(1, EVALUATION_TOKENS // size)]
     measure = (stage, tokenizer, blocks, settings.mask_probability, settings.seed)
     with stage.backbone.disable_adapter():
         before = evaluate_masked_accuracy(*measure)

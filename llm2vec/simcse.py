@@ -129,6 +129,16 @@ def parts_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return parts
 
 
+def split_further(parts: list[list[int]], number: int) -> list[list[int]]:
+    """The same rows in the same order in ``number`` parts or more, the largest ones halved."""
+    parts = list(parts)
+    while len(parts) < number:
+        largest = max(range(len(parts)), key=lambda index: len(parts[index]))
+        rows = parts[largest]
+        parts[largest : largest + 1] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    return parts
+
+
 # --------------------------------------------------------------------------- model
 class SimCSEModel(Stage):
     """The forward pass gives the mean state (rows, d), float32, of each row's span."""
@@ -156,6 +166,7 @@ class SimCSETrainer(StageTrainer):
             inputs["span"] = torch.ones_like(inputs["span"])
             lengths = [inputs["mask"].shape[1]] * len(lengths)
         parts = parts_by_length(lengths, self.options.pass_tokens)
+        parts = split_further(parts, self._most(len(parts)))
 
         def encode(part: int) -> torch.Tensor:
             seed_dropout(self.settings.seed, position, part)
@@ -172,6 +183,13 @@ class SimCSETrainer(StageTrainer):
             cache=self.options.caching, no_sync=lambda: self.accelerator.no_sync(model),
         )  # fmt: skip
         return loss / self.args.world_size
+
+    def _most(self, parts: int) -> int:
+        """The largest number of parts of any process: sharded layers must run equally often."""
+        if self.args.world_size == 1:
+            return parts
+        found = torch.tensor([parts], device=self.args.device)
+        return int(self.accelerator.gather(found).max())
 
     def _loss(self, vectors: torch.Tensor, sizes: list[int]) -> torch.Tensor:
         """Loss over the sentences of all processes; gradients for this one's ``vectors``."""
@@ -227,8 +245,8 @@ def train_simcse(
             f"variant {variant.name!r} has no SimCSE stage. Valid: uni-simcse, bi-simcse, "
             "bi-mntp-simcse."
         )
+    sentences, sources = corpora.training_sentences(text)  # cheaper than a model
     stage, tokenizer, merged = build(model, variant, settings, options, mntp)
-    sentences, sources = corpora.training_sentences(text)
     tokens = tokenize_sentences(sentences, tokenizer, settings)
     identity = run_settings(
         model, str(variant.adapter), settings, options, variant=variant.name,

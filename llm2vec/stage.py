@@ -5,7 +5,11 @@ Nothing has to be replayed when a killed run goes on, no state of a random gener
 two processes see the samples and masks that one would.
 
 The backbone is in bfloat16 (as published); LoRA's weights stay in float32 and the forward pass
-runs under autocast, which costs little and lets small updates count.
+runs under autocast, which costs little and lets small updates count. Precision, attention kernel
+and gradient checkpointing: the paper (D.1.1, D.1.2) has bfloat16, flash attention 2 and
+checkpointing for the 7B and 8B models alone, the released configurations have them for
+Sheared-LLaMA too. Here checkpointing follows the paper, bfloat16 the configurations, and the
+attention kernel is torch's own (sdpa), which computes the same.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ class Options:
     ``max_tokens``: tokens of one forward pass (padding counted); None = what suits the device.
     ``caching`` (SimCSE): run the forward passes twice instead of keeping their activations.
     ``checkpointing``: the same within a forward pass, layer by layer; None = from two billion
-    parameters on.
+    parameters on. ``device``: cpu or cuda; None = what is there.
     """
 
     dtype: str = "bfloat16"
@@ -49,12 +53,24 @@ class Options:
     def __post_init__(self) -> None:
         if self.dtype not in ("bfloat16", "float32"):
             raise SettingError(f"unknown dtype {self.dtype!r}. Valid: bfloat16, float32.")
+        if self.device not in (None, "cpu", "cuda"):
+            raise SettingError(
+                f"training runs on cpu or cuda, not {self.device!r}; choose GPUs by "
+                "CUDA_VISIBLE_DEVICES, and start several with torchrun"
+            )
         if self.save_every < 1 or (self.max_tokens is not None and self.max_tokens < 1):
             raise SettingError("max_tokens and save_every must be 1 or more")
 
     @property
     def on_cpu(self) -> bool:
         return self.device == "cpu" or not torch.cuda.is_available()
+
+    @property
+    def placement(self) -> str:
+        """Where this process loads the backbone: its own GPU, or the CPU where FSDP shards it."""
+        if self.on_cpu or _sharded():
+            return "cpu"
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
     @property
     def pass_tokens(self) -> int:
@@ -97,7 +113,11 @@ def run_settings(
 
 def storage_dtype(options: Options) -> str:
     """dtype in which the backbone is kept: float32 where FSDP shards it and casts by itself."""
-    return "float32" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else options.dtype
+    return "float32" if _sharded() else options.dtype
+
+
+def _sharded() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true"  # set by accelerate launch
 
 
 # --------------------------------------------------------------------------- model

@@ -80,6 +80,8 @@ class StageTrainer(Trainer):
             dataloader_pin_memory=not options.on_cpu,
             ddp_find_unused_parameters=False,
         )
+        # Several visible GPUs and one process: not nn.DataParallel, which would multiply the batch.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
         share, rest = divmod(settings.batch_size, arguments.world_size)
         micro_batch = min(micro_batch or share, share) or 1
         if rest or share % micro_batch:

@@ -1,18 +1,22 @@
 """Masked next token prediction: blocks, masks, loss at the labels alone, accuracy."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from training_help import LORA, MNTP_SETTINGS, TEXTS, run, write_texts
 
 from llm2vec.attention import set_attention
 from llm2vec.errors import DataError, SettingError
 from llm2vec.heads import check_head
+from llm2vec.loading import load_backbone, merge_adapter
 from llm2vec.lora import add_lora
 from llm2vec.mntp import (
     IGNORED,
@@ -24,6 +28,7 @@ from llm2vec.mntp import (
     mask_token_id,
 )
 from llm2vec.registry import MNTP
+from llm2vec.stage import Stream
 
 GOLDEN = Path(__file__).parent / "golden" / "upstream_losses.npz"
 
@@ -140,10 +145,52 @@ def test_loss_is_that_of_the_plain_way(tiny_llama) -> None:
     assert float(ours) == pytest.approx(float(plain), abs=1e-5)
 
 
+def test_logits_are_computed_at_the_labels_alone(tiny_llama) -> None:
+    model, tokenizer = tiny_llama
+    inputs = Masker(tokenizer, MNTP_SETTINGS)(
+        list(enumerate(make_blocks(TEXTS, tokenizer, 32)[:6]))
+    )
+    rows = []
+    model.lm_head.register_forward_hook(lambda head, args, out: rows.append(out.shape))
+    stage = MNTPModel(add_lora(model.base_model, LORA, 0), model.lm_head)
+    stage(inputs["input_ids"], inputs["labels"])
+    labels = int((inputs["labels"] != IGNORED).sum())
+    assert rows == [(labels, len(tokenizer))] and 0 < labels < inputs["labels"].numel() / 2
+
+
+def test_a_run_is_a_plain_training_loop(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    """On the same masks: transformers' own loss, torch's AdamW, clipping, a linear schedule."""
+    lora, steps = replace(LORA, dropout=0.0), 5
+    out = run(
+        "mntp", tiny_llama_dir, write_texts(tmp_path), tmp_path / "out", lora=lora, steps=steps
+    )
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    model, tokenizer = load_backbone(tiny_llama_dir, dtype="float32", device="cpu", head=True)
+    set_attention(model, True)
+    blocks = make_blocks(TEXTS, tokenizer, 16)
+    stream = Stream(blocks, 4 * steps, MNTP_SETTINGS.seed)
+    body = add_lora(model.base_model, lora, MNTP_SETTINGS.seed)
+    trained = {n: p for n, p in body.named_parameters() if p.requires_grad}
+    adam = torch.optim.AdamW(trained.values(), weight_decay=0.0)
+    for step in range(steps):
+        adam.param_groups[0]["lr"] = 1e-2 * (1 - step / 50)
+        batch = Masker(tokenizer, MNTP_SETTINGS)([stream[4 * step + i] for i in range(4)])
+        loss = model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
+        adam.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+        adam.step()
+        assert rows[step]["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
+        assert rows[step]["grad_norm"] == pytest.approx(float(norm), rel=1e-3)
+    saved = load_file(out / "run" / f"checkpoint-{steps}" / "lora.safetensors")
+    assert saved.keys() == {f"backbone.{name}" for name in trained}
+    for name, parameter in trained.items():
+        gap = (saved[f"backbone.{name}"] - parameter.detach()).abs().max()
+        assert gap < 1e-3, name  # a weight moves by up to 5e-2
+
+
 @pytest.mark.slow
 def test_golden_loss_of_the_published_code() -> None:
-    from llm2vec.loading import load_backbone
-
     model, _ = load_backbone("smollm2-135m", dtype="float32", device="cpu", head=True)
     set_attention(model, True)
     golden = np.load(GOLDEN)
@@ -168,8 +215,6 @@ def test_only_lora_is_trained_and_the_head_stays(tiny_llama) -> None:
 def test_micro_batches_give_the_run_of_the_whole_batch(
     tiny_llama_dir: Path, tmp_path: Path
 ) -> None:
-    import json
-
     text = write_texts(tmp_path)
     changes = {"lora": replace(LORA, dropout=0.0), "steps": 4}
     losses = []
@@ -209,9 +254,13 @@ def test_accuracy_is_that_of_the_plain_way(tiny_llama) -> None:
     assert got["loss"] == pytest.approx(float(loss), rel=1e-4)
 
 
-def test_training_raises_masked_accuracy(tiny_llama_dir: Path, tmp_path: Path) -> None:
-    from llm2vec.loading import load_backbone, merge_adapter
-
+def test_training_raises_masked_accuracy_and_the_note_says_so(
+    tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirrored = tmp_path / "mirror" / "wikitext-103-raw-v1" / "test.parquet"
+    mirrored.parent.mkdir(parents=True)
+    pd.DataFrame({"text": TEXTS}).to_parquet(mirrored)
+    monkeypatch.setenv("LLM2VEC_DATA", str(tmp_path / "mirror"))
     text = write_texts(tmp_path)
     out = run(
         "mntp", tiny_llama_dir, text, tmp_path / "out", {"max_tokens": 512},
@@ -226,3 +275,7 @@ def test_training_raises_masked_accuracy(tiny_llama_dir: Path, tmp_path: Path) -
         blocks = make_blocks(TEXTS, tokenizer, 16)
         accuracy.append(evaluate_masked_accuracy(model, tokenizer, blocks)["accuracy"])
     assert accuracy[1] > accuracy[0] + 0.1
+    note = json.loads((out / "provenance.json").read_text())["masked_accuracy"]
+    assert note["before"]["accuracy"] == accuracy[0] and note["before"]["n"] > 100
+    assert note["after"]["accuracy"] == pytest.approx(accuracy[1], abs=0.03)  # saved in bfloat16
+    assert note["data"]["id"] == "Salesforce/wikitext" and note["blocks"] == len(blocks)

@@ -10,11 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from training_help import LORA, SIMCSE_SETTINGS, TEXTS, run, tiny_model, write_texts
 
 from llm2vec import gradcache, simcse
 from llm2vec.attention import set_attention
 from llm2vec.errors import AdapterError, DataError, SettingError
+from llm2vec.loading import load_backbone, merge_adapter
 from llm2vec.lora import add_lora
 from llm2vec.registry import get_variant
 from llm2vec.simcse import (
@@ -25,7 +27,7 @@ from llm2vec.simcse import (
     set_attention_dropout,
     tokenize_sentences,
 )
-from llm2vec.stage import Options, seed_dropout
+from llm2vec.stage import Options, Stream, seed_dropout
 
 GOLDEN = Path(__file__).parent / "golden" / "upstream_losses.npz"
 
@@ -71,6 +73,29 @@ def test_attention_dropout_reaches_every_layer_and_makes_two_views(tiny_llama) -
     assert torch.equal(views[0], views[1])
 
 
+@pytest.mark.parametrize("probability", [0.0, 0.3])
+def test_the_two_views_of_a_run_differ_by_attention_dropout(
+    probability: float, tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def watched(a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
+        seen.append((a.detach(), b.detach()))
+        return contrastive_loss(a, b, scale)
+
+    monkeypatch.setattr(simcse, "contrastive_loss", watched)
+    run(
+        "bi-simcse", tiny_llama_dir, write_texts(tmp_path), tmp_path / "out", steps=1,
+        attention_dropout=probability, lora=replace(LORA, dropout=0.0),
+    )  # fmt: skip
+    ((a, b),) = seen
+    assert len(a) == SIMCSE_SETTINGS.batch_size
+    gap = (a - b).abs().amax(1)
+    assert (gap > 1e-2).all() if probability else (gap < 1e-5).all()
+    own = torch.cosine_similarity(a, b)
+    assert (own > torch.cosine_similarity(a, b.roll(1, 0))).float().mean() > 0.5  # rows belong
+
+
 def test_backbone_without_attention_dropout_is_an_error() -> None:
     with pytest.raises(SettingError, match="no attention dropout"):
         set_attention_dropout(torch.nn.Linear(2, 2), 0.3)
@@ -93,6 +118,49 @@ def test_parts_hold_every_row_once_within_the_limit(lengths: list[int], limit: i
     for part in parts:
         assert len(part) == 1 or 2 * max(lengths[i] for i in part) * len(part) <= limit
     assert [lengths[p[0]] for p in parts] == sorted((lengths[p[0]] for p in parts), reverse=True)
+
+
+@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=8), more=st.integers(0, 12))
+def test_parts_split_further_hold_the_same_rows_in_order(sizes: list[int], more: int) -> None:
+    parts = [[(p, row) for row in range(size)] for p, size in enumerate(sizes)]
+    number = min(len(parts) + more, sum(sizes))  # another process may have that many
+    split = simcse.split_further(parts, number)
+    assert len(split) == number and all(split)
+    assert [row for part in split for row in part] == [row for part in parts for row in part]
+    assert all(len({p for p, _ in part}) == 1 for part in split)
+
+
+def test_a_run_is_a_plain_training_loop(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    """Without dropout: sentences one by one, mean of their states, cosine times 20, AdamW."""
+    lora, steps, size = replace(LORA, dropout=0.0), 3, SIMCSE_SETTINGS.batch_size
+    out = run(
+        "bi-simcse", tiny_llama_dir, write_texts(tmp_path), tmp_path / "out",
+        lora=lora, steps=steps, attention_dropout=0.0,
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    backbone, tokenizer = load_backbone(tiny_llama_dir, dtype="float32", device="cpu")
+    set_attention(backbone, True)
+    stream = Stream(TEXTS, steps * size, SIMCSE_SETTINGS.seed)
+    body = add_lora(backbone, lora, SIMCSE_SETTINGS.seed)
+    trained = {n: p for n, p in body.named_parameters() if p.requires_grad}
+    adam = torch.optim.AdamW(trained.values(), weight_decay=0.0)
+    for step in range(steps):
+        adam.param_groups[0]["lr"] = 1e-2 * (1 - step / 50)
+        texts = [stream[step * size + i][1] for i in range(size)]
+        ids = [torch.tensor([tokenizer(t)["input_ids"][:24]]) for t in texts]
+        vectors = torch.cat([body(i).last_hidden_state[:, 1:].mean(1) for i in ids])
+        likeness = torch.cosine_similarity(vectors[:, None], vectors[None], dim=-1)
+        loss = torch.nn.functional.cross_entropy(20 * likeness, torch.arange(size))
+        adam.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+        adam.step()
+        assert rows[step]["loss"] == pytest.approx(float(loss.detach()), rel=1e-3)
+        assert rows[step]["grad_norm"] == pytest.approx(float(norm), rel=1e-2)
+    saved = load_file(out / "run" / f"checkpoint-{steps}" / "lora.safetensors")
+    for name, parameter in trained.items():
+        gap = (saved[f"backbone.{name}"] - parameter.detach()).abs().max()
+        assert gap < 1e-3, name  # a weight moves by up to 3e-2
 
 
 def test_vectors_are_means_over_the_text_whatever_the_padding(tiny_llama) -> None:
@@ -222,7 +290,6 @@ def test_mntp_is_merged_before_and_named_in_the_provenance(
     tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from llm2vec.adapters import adapter_hash
-    from llm2vec.loading import load_backbone, merge_adapter
 
     text = write_texts(tmp_path)
     mntp = run("mntp", tiny_llama_dir, text, tmp_path / "mntp")

@@ -1,6 +1,7 @@
 """The training loop: order, schedule, checkpoints, guards, and what a run leaves behind."""
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -14,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from training_help import LORA, MNTP_SETTINGS, TEXTS, run, start_process, write_texts
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from llm2vec.errors import SettingError
 from llm2vec.loading import load_backbone, merge_adapter
 from llm2vec.lora import CPUDropout, add_lora
+from llm2vec.registry import LoRA
 from llm2vec.runs import RunFolder, TrainingError
 from llm2vec.stage import Options, Stream, departures, with_overrides
 
@@ -73,6 +76,31 @@ def test_overrides_are_checked_and_recorded() -> None:
         Options(dtype="float16")
     with pytest.raises(SettingError, match="must be 1 or more"):
         Options(save_every=0)
+    with pytest.raises(SettingError, match=r"not 'cuda:1'; .*CUDA_VISIBLE_DEVICES"):
+        Options(device="cuda:1")
+
+
+def test_each_process_loads_onto_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Options(device="cpu").placement == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert Options().placement == "cuda:0" and Options(device="cpu").placement == "cpu"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert Options().placement == Options(device="cuda").placement == "cuda:3"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # no GPU need hold the whole model
+    assert Options().placement == "cpu"
+
+
+def test_one_process_uses_one_gpu_however_many_there_are(
+    tiny_llama_dir: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Trainer alone would spread the model over all and multiply the batch by their number."""
+    one = run("mntp", tiny_llama_dir, text, tmp_path / "one", steps=2)
+    monkeypatch.setattr(Options, "on_cpu", property(lambda self: False))
+    monkeypatch.setattr(Options, "placement", "cpu")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    other = run("mntp", tiny_llama_dir, text, tmp_path / "other", steps=2)
+    assert adapter(other) == adapter(one)
+    assert [x["tokens"] for x in lines(other)] == [4 * 16] * 2
 
 
 def test_lora_is_float32_on_a_frozen_bfloat16_backbone(make_tiny_llama) -> None:
@@ -84,11 +112,52 @@ def test_lora_is_float32_on_a_frozen_bfloat16_backbone(make_tiny_llama) -> None:
     assert len(trained) == 2 * 7 * 2  # A and B, seven modules, two layers
 
 
+def test_small_updates_count_in_bfloat16(tiny_llama_dir: Path, text: Path, tmp_path: Path) -> None:
+    """Weights near 0.3 have a last bit of 1e-3 in bfloat16: steps of 1e-5 would change nothing."""
+    lora = LoRA(r=4, alpha=8, dropout=0.0)
+    out = run(
+        "mntp", tiny_llama_dir, text, tmp_path / "out", {"dtype": "bfloat16"}, steps=4,
+        learning_rate=1e-5, lora=lora,
+    )  # fmt: skip
+    checkpoint = out / "run" / "checkpoint-4"
+    saved = load_file(checkpoint / "lora.safetensors")
+    moments = load_file(checkpoint / "optimizer.safetensors")
+    assert {w.dtype for w in (*saved.values(), *moments.values())} == {torch.float32}
+    assert len(moments) == 3 * len(saved)  # both moments and the step of each
+    body, _ = load_backbone(tiny_llama_dir, dtype="bfloat16", device="cpu")
+    for name, start in add_lora(body, lora, seed=42).named_parameters():
+        if "lora_A" in name:
+            moved = (saved[f"backbone.{name}"] - start.detach()).abs()
+            assert moved.max() < 1e-4 and (moved > 0).float().mean() > 0.9, name
+
+
+@pytest.mark.parametrize("stage", ["mntp", "bi-simcse"])
+def test_checkpointing_recomputes_and_changes_nothing(
+    stage: str, tiny_llama_dir: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    forward = LlamaMLP.forward
+
+    def counting(self, x):
+        passes[-1] += torch.is_grad_enabled()
+        return forward(self, x)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counting)
+    outs = []
+    for checkpointing in (False, True):
+        passes.append(0)
+        options = {"checkpointing": checkpointing}
+        outs.append(run(stage, tiny_llama_dir, text, tmp_path / str(checkpointing), options))
+    assert adapter(outs[0]) == adapter(outs[1])  # dropout included
+    assert passes[1] == pytest.approx(2 * passes[0], abs=8)
+
+
 # --------------------------------------------------------------------------- one whole run
 def test_run_leaves_adapter_provenance_and_metrics(
-    tiny_llama_dir: Path, text: Path, tmp_path: Path
+    tiny_llama_dir: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = run("mntp", tiny_llama_dir, text, tmp_path / "out", seed=7)
+    assert re.search(r"6/6 .*loss \d+\.\d+, \d+ tokens/s", capsys.readouterr().err)
     weights = load_file(out / "adapter_model.safetensors")
     assert {w.dtype for w in weights.values()} == {torch.bfloat16}
     assert all(k.startswith("base_model.model.layers.") for k in weights)
@@ -160,6 +229,19 @@ def test_more_steps_go_on_from_a_finished_run(
     assert adapter(parts) == adapter(whole)
     assert lines(parts)[:3] == first  # the very same lines: not run again
     assert [x["step"] for x in lines(parts)] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_may_go_on_in_other_micro_batches(
+    tiny_llama_dir: Path, text: Path, tmp_path: Path
+) -> None:
+    """On another machine, say: the batch of a step stays what it was."""
+    changes = {"lora": LoRA(r=4, alpha=8, dropout=0.0)}
+    whole = run("mntp", tiny_llama_dir, text, tmp_path / "whole", steps=5, **changes)
+    out = tmp_path / "out"
+    run("mntp", tiny_llama_dir, text, out, {"max_tokens": 16}, steps=2, **changes)
+    run("mntp", tiny_llama_dir, text, out, {"max_tokens": 64}, steps=5, **changes)
+    for key in ("loss", "grad_norm", "tokens"):
+        assert [x[key] for x in lines(out)] == pytest.approx([x[key] for x in lines(whole)], 1e-3)
 
 
 def test_finished_run_is_left_alone(tiny_llama_dir: Path, text: Path, tmp_path: Path) -> None:
@@ -356,8 +438,15 @@ def keep(self, model):
         torch.save(grads, A["grads"])
     return clip(self, model)
 StageTrainer._clip_grad_norm = keep
+from llm2vec.simcse import SimCSEModel
+forward, passes = SimCSEModel.forward, []
+def counting(self, *args, **kwargs):
+    passes.append(1)
+    return forward(self, *args, **kwargs)
+SimCSEModel.forward = counting
 run(A["stage"], Path(A["model"]), Path(A["text"]), Path(A["out"]), A["options"], steps=2,
     lora=LoRA(r=4, alpha=8, dropout=0.0), **A["changes"])
+print("passes", len(passes))
 """
 
 
@@ -392,9 +481,13 @@ def test_two_processes_give_the_gradients_of_one(
         ]
         return [start_process(ONE_OF_TWO, arguments, **(e if processes > 1 else {})) for e in ranks]
 
+    passes = []
     for process in [*start("one", 1), *start("two", 2)]:
-        _, errors = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors[-2000:]
+        passes.append(int(output.split()[-1]))
+    # As sharded layers need it, although the sentences of the two are of other lengths.
+    assert passes[1] == passes[2] and (stage == "mntp") == (passes[1] == 0)
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in ("one", "two"))
     assert one.keys() == two.keys() and len(one) == 28
     largest = max(g.abs().max() for g in one.values())
