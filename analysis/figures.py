@@ -4,9 +4,10 @@
 
 One function a figure. Each takes :class:`analysis.collect.Results` and returns a matplotlib
 figure, or None where there is nothing to draw. Figures 2 and 3 take ``source="paper"`` to redraw
-the paper's Tables 4 and 5; the paper prints no numbers for Figures 4, 5, 7, 8 and 9. Two
-deviations: cosines of triples and layer maps carry what the paper only describes (the mean of
-each histogram; a curve per layer with its spread over paragraphs).
+the paper's Tables 4 and 5; the paper prints no numbers for Figures 4, 5, 7, 8 and 9. Deviations:
+Figures 2 and 3 draw every variant of their tables, where the paper leaves out SimCSE without MNTP;
+histograms and layer maps carry what the paper only describes (the mean of each histogram; a curve
+per layer with its spread over paragraphs).
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from analysis import figure_data as data
 from analysis.collect import Results
 from analysis.figure_data import Source
 from analysis.style import (
+    ALL_POSITIONS,
     COLOUR_MAP,
+    LATER_POSITIONS,
     NEGATIVE,
     POSITIVE,
     TEXT_WIDTH,
@@ -35,9 +38,10 @@ from analysis.style import (
 from llm2vec.registry import MODELS, POOLING_DISPLAY, POOLINGS, VARIANTS, WORD_TASKS
 
 WORD_TITLES = {"chunking": "Chunking", "ner": "NER", "pos": "POS tagging"}
-BAR_VARIANTS = ("bi", "bi-mntp", "bi-mntp-simcse")  # as in the paper; uni, encoder: lines
 ENCODERS = ("deberta-v3-large", "bert-large", "minilm-l6")  # the first that is there is drawn
+DARK = ("uni", "uni-simcse", "bi-simcse", "bi-mntp-simcse")  # white letters can be read on these
 HISTOGRAM_BINS = 32
+HISTOGRAM_TAIL = 0.02  # share of the cosines that may lie left of the first bin's right edge
 MOST_COLUMNS = 4
 
 
@@ -49,18 +53,11 @@ def _letter(index: int) -> str:
     return f"({chr(ord('a') + index)})"
 
 
-def _label_bars(axes: Axes, places: Sequence[float], scores: Sequence[float]) -> None:
-    """Write each score above its bar."""
-    for place, score in zip(places, scores, strict=True):
-        axes.annotate(f"{score:.1f}", (place, score), xytext=(0, 1.5), textcoords="offset points",
-                      ha="center", va="bottom", fontsize=5, rotation=90)  # fmt: skip
-
-
-def _label_foot(axes: Axes, place: float, score: float, dark: bool) -> None:
-    """Write the score into the foot of its bar, where no line crosses it."""
+def _label_foot(axes: Axes, place: float, score: float, variant: str) -> None:
+    """Write the score into the foot of its bar, where neither line nor other bar is in its way."""
     axes.annotate(f"{score:.1f}", (place, 0.02), xycoords=axes.get_xaxis_transform(),
                   ha="center", va="bottom", fontsize=5.5, rotation=90,
-                  color="white" if dark else "black")  # fmt: skip
+                  color="white" if variant in DARK else "black")  # fmt: skip
 
 
 # --------------------------------------------------------------------------- Figure 2
@@ -74,7 +71,7 @@ def figure2(results: Results, source: Source = "results") -> Figure | None:
     if not decoders:
         return None
     encoder = next((m for m in ENCODERS if m in set(frame["model"])), None)
-    bars = [v for v in BAR_VARIANTS if v in set(frame["variant"])]
+    bars = [v for v in data.FIGURE2_VARIANTS if v in set(frame["variant"])]
     scores = frame.set_index(["model", "variant", "task"])["score"]
     with paper_style():
         figure, panels = plt.subplots(1, len(WORD_TASKS), figsize=(TEXT_WIDTH, 2.15),
@@ -105,7 +102,7 @@ def _word_panel(
             if score is not None:
                 place = group - 0.4 + (index + 0.5) * width
                 axes.bar(place, score, width * 0.92, color=VARIANT_COLOURS[variant])
-                _label_foot(axes, place, score, dark=variant == "bi-mntp-simcse")
+                _label_foot(axes, place, score, variant)
                 shown.append(score)
         uni = scores.get((model, "uni", task))
         if uni is not None:
@@ -140,7 +137,7 @@ def figure3(results: Results, source: Source = "results") -> Figure | None:
     if not panels:
         return None
     variants = [v for v in data.FIGURE3_VARIANTS if v in set(frame["variant"])]
-    columns = min(3, len(panels))
+    columns = min(2, len(panels))  # of three, bars would be narrower than their numbers
     rows = -(-len(panels) // columns)
     with paper_style():
         figure, grid = plt.subplots(rows, columns, figsize=(TEXT_WIDTH, 0.35 + 1.75 * rows),
@@ -153,7 +150,7 @@ def figure3(results: Results, source: Source = "results") -> Figure | None:
             axes.set_visible(False)
         for axes in grid[:, 0]:
             axes.set_ylabel("Mean score")
-        grid[0, 0].set_ylim(0, 1.17 * frame["score"].max())
+        grid[0, 0].set_ylim(0, 1.06 * frame["score"].max())
         handles = [Patch(color=VARIANT_COLOURS[v], label=VARIANTS[v].display) for v in variants]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles),
                       handlelength=1.4, columnspacing=1.2)  # fmt: skip
@@ -166,7 +163,9 @@ def _pooling_panel(axes: Axes, part: pd.DataFrame, variants: Sequence[str]) -> N
         own = part[part["variant"] == variant]
         places = [POOLINGS.index(p) - 0.42 + (index + 0.5) * width for p in own["pooling"]]
         axes.bar(places, own["score"], width * 0.92, color=VARIANT_COLOURS[variant])
-        _label_bars(axes, places, list(own["score"]))
+        for place, score in zip(places, own["score"], strict=True):
+            _label_foot(axes, place, score, variant)
+    axes.set_xlim(-0.55, len(POOLINGS) - 0.45)  # the same place for every pooling, measured or not
     axes.set_xticks(range(len(POOLINGS)), [POOLING_DISPLAY[p] for p in POOLINGS])
     axes.tick_params(axis="x", length=0)
 
@@ -174,8 +173,7 @@ def _pooling_panel(axes: Axes, part: pd.DataFrame, variants: Sequence[str]) -> N
 # --------------------------------------------------------------------------- Figures 4 and 7
 def figure4(results: Results, source: Source = "results") -> Figure | None:
     """Cosines of triples before and after MNTP: ``bi`` and ``bi-mntp``."""
-    frame = data.cosines_of_triples(results, source)
-    return _histograms(frame[frame["variant"].isin(["bi", "bi-mntp"])])
+    return _histograms(data.cosines_of_triples(results, source), ("bi", "bi-mntp"))
 
 
 def figure7(results: Results, source: Source = "results") -> Figure | None:
@@ -183,13 +181,16 @@ def figure7(results: Results, source: Source = "results") -> Figure | None:
     return _histograms(data.cosines_of_triples(results, source))
 
 
-def _histograms(frame: pd.DataFrame) -> Figure | None:
-    """A block of rows per model; panels of a model share the range of the cosine."""
+def _histograms(frame: pd.DataFrame, variants: Sequence[str] = tuple(VARIANTS)) -> Figure | None:
+    """Panels of a model side by side and of one range; a model that fits goes on in the row."""
     grid_of: list[list[tuple[str, str]]] = []
     for model in frame["model"].unique():
-        present = set(frame[frame["model"] == model]["variant"])
+        present = set(frame[frame["model"] == model]["variant"]) & set(variants)
         places = [(model, variant) for variant in VARIANTS if variant in present]
-        grid_of += [places[i : i + MOST_COLUMNS] for i in range(0, len(places), MOST_COLUMNS)]
+        if grid_of and len(grid_of[-1]) + len(places) <= MOST_COLUMNS:
+            grid_of[-1] += places
+        else:
+            grid_of += [places[i : i + MOST_COLUMNS] for i in range(0, len(places), MOST_COLUMNS)]
     if not grid_of:
         return None
     columns = max(map(len, grid_of))
@@ -206,8 +207,9 @@ def _histograms(frame: pd.DataFrame) -> Figure | None:
                 _histogram_panel(axes, own[own["variant"] == variant], histogram_edges(own))
                 axes.set_title(f"{_letter(index)} {_display(model)}\n{VARIANTS[variant].display}")
                 index += 1
-        for axes in grid[-1]:
-            axes.set_xlabel("Cosine similarity")
+        for column in grid.T:
+            lowest = [axes for axes in column if axes.get_visible()][-1]
+            lowest.set_xlabel("Cosine similarity")
         handles = [Patch(facecolor=POSITIVE, alpha=0.6, label="sim(q, s+): same meaning"),
                    Patch(facecolor=NEGATIVE, alpha=0.6, label="sim(q, s–): another meaning"),
                    Line2D([], [], color="black", linestyle=":", label="means")]  # fmt: skip
@@ -216,24 +218,31 @@ def _histograms(frame: pd.DataFrame) -> Figure | None:
 
 
 def histogram_edges(part: pd.DataFrame) -> np.ndarray:
-    """Bin edges over the range of all cosines of ``part`` and 1, the cosine of equal states."""
-    low = float(part[["cos_pos", "cos_neg"]].to_numpy().min())
-    high = max(1.0, float(part[["cos_pos", "cos_neg"]].to_numpy().max()))
+    """Bin edges up to 1, the cosine of equal states, and down to all but a few cosines of ``part``.
+
+    A few outliers would squeeze all others into two bins: the first bin takes what lies below it.
+    """
+    cosines = part[["cos_pos", "cos_neg"]].to_numpy()
+    high = max(1.0, float(cosines.max()))
+    low = float(np.quantile(cosines, HISTOGRAM_TAIL))
     low = min(low, high - 0.05)  # under causal attention every cosine is 1
     return np.linspace(low, high, HISTOGRAM_BINS + 1)
 
 
 def _histogram_panel(axes: Axes, part: pd.DataFrame, edges: np.ndarray) -> None:
     for column, colour in (("cos_neg", NEGATIVE), ("cos_pos", POSITIVE)):
-        axes.hist(part[column], edges, density=True, color=colour, alpha=0.5)
-        axes.hist(part[column], edges, density=True, histtype="step", color=colour, linewidth=0.9)
+        shown = part[column].clip(lower=edges[0])
+        axes.hist(shown, edges, density=True, color=colour, alpha=0.5)
+        axes.hist(shown, edges, density=True, histtype="step", color=colour, linewidth=0.9)
         axes.axvline(part[column].mean(), color=colour, linestyle=":", linewidth=1.1)
-    gap = (part["cos_pos"] - part["cos_neg"]).mean() + 0.0
-    axes.text(0.03, 0.97, f"gap {gap:+.3f}", transform=axes.transAxes, va="top", fontsize=6,
+    text = f"gap {(part['cos_pos'] - part['cos_neg']).mean() + 0.0:+.3f}"
+    if below := int((part[["cos_pos", "cos_neg"]] < edges[0]).to_numpy().sum()):
+        text += f"\n{below} below {edges[0]:.2f}"
+    axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize=6,
               bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
     width = edges[-1] - edges[0]
     axes.set_xlim(edges[0] - 0.02 * width, edges[-1] + 0.03 * width)
-    axes.set_ylim(top=1.18 * axes.get_ylim()[1])
+    axes.set_ylim(top=1.25 * axes.get_ylim()[1])
     axes.set_yticks([])
     axes.locator_params(axis="x", nbins=4)
 
@@ -257,7 +266,7 @@ def figure8(results: Results, source: Source = "results") -> Figure | None:
     panels = []
     for paragraph in (1, 2):
         maps = data.maps_of_paragraph(results, paragraph, source)
-        panels += [(maps, m, f"{_display(m)}, no. {paragraph + 1}")
+        panels += [(maps, m, f"{_display(m)}\nparagraph {paragraph + 1}")
                    for m in maps["model"].unique() if m not in OTHER_RELEASES]  # fmt: skip
     return _map_figure(panels, None)
 
@@ -310,13 +319,14 @@ def _map_panel(axes: Axes, part: pd.DataFrame):
     image = axes.imshow(table, origin="lower", aspect="auto", cmap=COLOUR_MAP, vmin=0, vmax=1,
                         interpolation="nearest")  # fmt: skip
     axes.set_xlabel("Token position")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(True)
     return image
 
 
 def _mean_panel(axes: Axes, part: pd.DataFrame) -> None:
-    styles = {"kept": ("#0072B2", "-", "all positions"),
-              "left out": ("#D55E00", "--", "without the first positions")}  # fmt: skip
+    styles = {"kept": (ALL_POSITIONS, "-", "all positions"),
+              "left out": (LATER_POSITIONS, "--", "without the first positions")}  # fmt: skip
     for first, (colour, line, label) in styles.items():
         own = part[part["first"] == first]
         axes.plot(own["layer"], own["mean"], color=colour, linestyle=line, label=label)

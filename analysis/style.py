@@ -1,8 +1,9 @@
 """One look for all figures: the same colour for the same variant everywhere.
 
-Colours are those of Okabe and Ito, which people with any colour vision can tell apart; a light
-tone is a variant without SimCSE, its dark neighbour the same variant with it. Sizes are those of
-a one-column paper (5.5 inches of text width), so that figures are included without scaling.
+Colours of variants are those of Okabe and Ito, which people with any colour vision can tell apart;
+a light tone is a variant without SimCSE, its dark neighbour the same variant with it. What is no
+variant (the two histograms, the two curves over layers) has colours of its own, by Tol. Sizes are
+those of a one-column paper (5.5 inches of text width), so that figures need no scaling.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ VARIANT_COLOURS = {
     "echo": "#CC79A7",
     "encoder": "#009E73",
 }
-POSITIVE, NEGATIVE = "#0072B2", "#E69F00"
+POSITIVE, NEGATIVE = "#332288", "#C2A83E"
+ALL_POSITIONS, LATER_POSITIONS = "#332288", "#AA4499"
 COLOUR_MAP = "cividis"  # even in lightness, safe for colour-blind readers and in grey
 
 _SETTINGS = {

@@ -1,5 +1,7 @@
 """Figures: the data that they draw, that they are not blank, and errors that name the file."""
 
+import itertools
+import shutil
 from pathlib import Path
 
 import matplotlib.image
@@ -47,7 +49,7 @@ def test_figure2_draws_table_4(full: Results) -> None:
         expected = [
             (scores[model, variant, task], VARIANT_COLOURS[variant])
             for model in ("s-llama-1.3b", "llama-2-7b", "mistral-7b")
-            for variant in ("bi", "bi-mntp", "bi-mntp-simcse")
+            for variant in ("bi", "bi-mntp", "bi-simcse", "bi-mntp-simcse")
         ]
         assert bars(axes) == expected
         lines = {round(float(line.get_ydata()[0]), 2): line.get_linestyle() for line in axes.lines}
@@ -76,13 +78,45 @@ def test_figure2_of_records_has_their_scores_and_their_encoder(tmp_path: Path) -
 def test_figure3_draws_table_5(full: Results) -> None:
     figure = figures.figure3(full, "paper")
     scores = printed(5, full.paper).set_index(["model", "variant", "pooling"])["score"]
-    for axes, model in zip(figure.axes, ("s-llama-1.3b", "llama-2-7b", "mistral-7b"), strict=True):
+    models = ("s-llama-1.3b", "llama-2-7b", "mistral-7b")
+    for axes, model in zip(figure.axes[:3], models, strict=True):
         expected = [
             (scores[model, variant, pooling], VARIANT_COLOURS[variant])
             for pooling in POOLINGS
-            for variant in ("uni", "bi", "bi-mntp", "bi-mntp-simcse")
+            for variant in figure_data.FIGURE3_VARIANTS
         ]
         assert bars(axes) == expected
+    assert not figure.axes[3].get_visible()
+
+
+def test_figures_2_and_3_leave_out_no_variant_of_their_tables(full: Results) -> None:
+    """What beats LLM2Vec must be seen beside it."""
+    for number, drawn in ((4, {*figure_data.FIGURE2_VARIANTS, "uni"}),
+                          (5, set(figure_data.FIGURE3_VARIANTS))):  # fmt: skip
+        assert set(printed(number, full.paper)["variant"]) - {"encoder"} == drawn
+
+
+@pytest.mark.parametrize("source", ["paper", "results"])
+def test_every_bar_carries_its_number_within_its_width(full: Results, source) -> None:
+    for draw in (figures.figure2, figures.figure3):
+        figure = draw(full, source)
+        figure.canvas.draw()
+        for axes in figure.axes:
+            boxes = [p.get_window_extent() for p in axes.patches if p.get_height() > 0]
+            texts = [t.get_window_extent() for t in axes.texts]
+            assert len(boxes) == len(texts)
+            for box, text in zip(sorted(boxes, key=lambda b: b.x0),
+                                 sorted(texts, key=lambda t: t.x0), strict=True):  # fmt: skip
+                assert box.x0 <= text.x0 + 1 and text.x1 - 1 <= box.x1
+
+
+def test_a_pooling_has_its_place_whatever_was_measured(tmp_path: Path) -> None:
+    for pooling in POOLINGS:
+        for task in SUITES["short6"]:
+            made.add(tmp_path, "mteb_subset", "smollm2-135m", "uni", pooling, task, 0.4)
+    axes = figures.figure3(load_results(tmp_path)).axes[0]
+    low, high = axes.get_xlim()
+    assert low < -0.5 and high > 2.5 and list(axes.get_xticks()) == [0, 1, 2]
 
 
 def test_figure3_of_records_says_its_tasks_and_draws_no_part_of_a_mean(tmp_path: Path) -> None:
@@ -101,9 +135,41 @@ def test_figure3_of_records_says_its_tasks_and_draws_no_part_of_a_mean(tmp_path:
     assert "8 of 15 tasks" in figures.figure3(results).axes[0].get_title()
 
 
-def test_every_variant_has_a_colour_of_its_own() -> None:
+# What red, green and blue light become for three kinds of vision (Machado et al. 2009).
+VISIONS = {
+    "all cones": np.eye(3),
+    "no red cones": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "no green cones": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "no blue cones": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+TOLD_APART = 15  # CIE 1976 colour difference; about 2 can just be seen side by side
+
+
+def seen(colour: str, vision: str) -> np.ndarray:
+    """CIE L*a*b* of an sRGB colour as somebody with that vision sees it."""
+    channels = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    light = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4339, 0.3762, 0.1899], [0.2126, 0.7152, 0.0722], [0.0177, 0.1095, 0.873]])
+    x, y, z = np.cbrt(to_xyz @ np.clip(np.array(VISIONS[vision]) @ light, 0.009, 1))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_colours_can_be_told_apart_by_everybody(vision: str) -> None:
+    pairs = [(style.POSITIVE, style.NEGATIVE), (style.ALL_POSITIONS, style.LATER_POSITIONS)]
+    pairs += list(itertools.combinations(VARIANT_COLOURS.values(), 2))
+    for one, other in pairs:
+        assert np.linalg.norm(seen(one, vision) - seen(other, vision)) > TOLD_APART, (one, other)
+    assert np.linalg.norm(seen("#008000", "no green cones") - seen("#9A6300", "no green cones")) < (
+        TOLD_APART
+    ), "the measure sees nothing"
+
+
+def test_a_colour_means_one_thing() -> None:
     assert set(VARIANT_COLOURS) == set(VARIANTS)
     assert len(set(VARIANT_COLOURS.values())) == len(VARIANT_COLOURS)
+    others = {style.POSITIVE, style.NEGATIVE, style.ALL_POSITIONS, style.LATER_POSITIONS}
+    assert others.isdisjoint(VARIANT_COLOURS.values())
 
 
 # --------------------------------------------------------------------------- Figures 4 and 7
@@ -112,11 +178,41 @@ def test_histograms_count_every_triple(full: Results) -> None:
     own = data[data["model"] == "smollm2-135m"]
     edges = figures.histogram_edges(own)
     assert edges[-1] == 1.0
-    for column in ("cos_pos", "cos_neg"):
-        assert np.histogram(own[column], edges)[0].sum() == len(own)
+    axes = next(a for a in figures.figure7(full).axes if a.get_title().endswith("+ MNTP"))
+    part = own[own["variant"] == "bi-mntp"]
+    areas = [p.get_height() * p.get_width() for p in axes.patches if hasattr(p, "get_height")]
+    assert sum(areas) == pytest.approx(2), "two densities"
+    assert len(part) == 60 and edges[0] < part["cos_pos"].mean()
     causal = own[own["variant"] == "uni"]
     counts = np.histogram(causal["cos_pos"], figures.histogram_edges(causal))[0]
     assert counts[-1] == len(causal)
+
+
+def test_outliers_go_into_the_first_bin_and_are_counted(tmp_path: Path) -> None:
+    made.add_leakage(tmp_path, "smollm2-135m", n=200)
+    path = tmp_path / "raw/pooling_leakage/smollm2-135m/bi/none/triples.parquet"
+    frame = pd.read_parquet(path)
+    frame.loc[:2, "cos_pos"] = -0.5
+    frame.to_parquet(path)
+    results = load_results(tmp_path)
+    edges = figures.histogram_edges(figure_data.cosines_of_triples(results))
+    assert edges[0] > 0.7
+    axes = figures.figure4(results).axes[0]
+    (text,) = (t.get_text() for t in axes.texts)
+    below = int((frame[["cos_pos", "cos_neg"]] < edges[0]).to_numpy().sum())
+    assert text.endswith(f"\n{below} below {edges[0]:.2f}") and below >= 3
+    assert float(axes.lines[1].get_xdata()[0]) == pytest.approx(frame["cos_pos"].mean())
+
+
+def test_a_model_that_fits_goes_on_in_the_row(tmp_path: Path) -> None:
+    made.add_leakage(tmp_path, "smollm2-135m", n=8)
+    made.add_leakage(tmp_path, "minilm-l6", n=8)
+    for path in (tmp_path / "raw/pooling_leakage/minilm-l6").glob("bi*"):
+        shutil.rmtree(path)
+    shutil.rmtree(tmp_path / "raw/pooling_leakage/smollm2-135m/bi")
+    figure = figures.figure7(load_results(tmp_path))
+    assert [a.get_title()[:3] for a in figure.axes] == ["(a)", "(b)", "(c)", "(d)"]
+    assert all(a.get_xlabel() for a in figure.axes)
 
 
 def test_figure7_has_a_panel_per_model_and_variant_and_figure4_two(full: Results) -> None:
