@@ -50,7 +50,7 @@ GOALS: dict[str, tuple[str, ...]] = {
 _PAPER: dict[str, tuple[str, ...]] = {
     WORDS: ("uni", "bi", "bi-mntp", "bi-simcse", "bi-mntp-simcse", "encoder"),
     "full": ("uni", "bi", "bi-mntp", "bi-mntp-simcse", "echo", "encoder"),
-    LEAKAGE: ("uni", "bi", "bi-mntp", "bi-mntp-simcse", "encoder"),
+    LEAKAGE: ("uni", "bi", "bi-mntp", "bi-mntp-simcse", "echo", "encoder"),
     LAYERS: ("bi",),
 }
 _TABLE_5 = ("uni", "bi", "bi-mntp", "uni-simcse", "bi-simcse", "bi-mntp-simcse", "encoder")

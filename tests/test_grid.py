@@ -2,7 +2,6 @@
 
 import ast
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,10 +15,10 @@ from synthetic_records import make_record
 from llm2vec import adapters, evaluation, grid, layers, results
 from llm2vec.costs import Cost, Costs, resources_of
 from llm2vec.errors import AdapterError, LLM2VecError, RecordError, SettingError, UnknownNameError
-from llm2vec.grid import Cell, Selection
+from llm2vec.grid import Selection
 from llm2vec.jobs import Job
-from llm2vec.registry import MODELS, POOLINGS, SUITES, VARIANTS, get_model, get_variant
-from llm2vec.results import iter_records, write_record
+from llm2vec.registry import MODELS, POOLINGS, SUITES, VARIANTS
+from llm2vec.results import write_record
 
 ROOT = Path(__file__).resolve().parents[1]
 OFFLINE = SUITES["offline"]
@@ -68,47 +67,6 @@ def names(found: list[Job]) -> list[str]:
 
 
 # --------------------------------------------------------------------------- what is missing
-def cell_of(record: results.Record, root: Path) -> Cell:
-    suites = {"offline_suite": "offline", "mteb_subset": "subset", "mteb_full": "full"}
-    own = {"word_probing": "words", "pooling_leakage": "leakage", "layer_similarity": "layers"}
-    source = "published" if "published" in str(record.setting) else "own"
-    asked = selection(root, models=(record.model,), adapters=source)
-    part = (suites | own)[record.experiment]
-    return Cell(part, get_model(record.model), get_variant(record.variant), asked)
-
-
-def test_in_a_fresh_clone_what_is_committed_is_not_asked_for(tmp_path: Path) -> None:
-    """Other times, no adapters, no cache, no data: the records alone decide."""
-    shutil.copytree(ROOT / "results" / "raw", tmp_path / "raw", copy_function=shutil.copyfile)
-    in_grid = 0
-    cells: dict[str, tuple[set[Path], set[Path]]] = {}
-    for record in iter_records(tmp_path):
-        if record.experiment == "ablations" or record.task.startswith("mini-"):
-            continue
-        cell = cell_of(record, tmp_path)
-        if cell.name not in cells:
-            cells[cell.name] = tuple(map(set, cell.records()))
-        every, missing = cells[cell.name]
-        path = record.key.path(tmp_path)
-        assert path not in missing
-        in_grid += path in every
-    assert in_grid >= 140
-
-
-def test_a_fresh_clone_has_nothing_to_run(tmp_path: Path) -> None:
-    """The command itself, in a copy of the tree, for what has been measured completely."""
-    for folder in ("llm2vec", "experiments", "results/raw"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, copy_function=shutil.copyfile)
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "LLM2VEC_CACHE": str(tmp_path / "no")}
-    arguments = ["mteb", "--suite=short6", "--variant=uni", "--dry-run"]
-    done = subprocess.run(
-        [sys.executable, "experiments/grid.py", *arguments],
-        cwd=tmp_path, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert (done.stdout, done.stderr) == ("Nothing to do: every record is there.\n", "")
-    assert not (tmp_path / "no").exists() and not (tmp_path / "build").exists()
-
-
 def test_planning_loads_nothing_heavy() -> None:
     heavy = ("torch", "transformers", "mteb", "datasets", "peft")
     code = (
@@ -287,6 +245,14 @@ def test_the_whole_paper_is_in_the_grid(everything: list[Job]) -> None:
         assert cells <= set(names(everything)) and len(cells) > 10
     decoders = {name for name, model in MODELS.items() if model.kind == "decoder"}
     assert {f"layers.{name}.bi" for name in decoders} <= set(names(everything))
+
+
+def test_leakage_is_asked_for_every_variant_that_the_figures_compare(tmp_path: Path) -> None:
+    asked = selection(tmp_path, "leakage", models=("mistral-7b", "bert-base"))
+    assert [job.name for job in grid.expand(asked) if job.name.startswith("leakage")] == [
+        *(f"leakage.mistral-7b.{v}" for v in ("uni", "bi", "bi-mntp", "bi-mntp-simcse", "echo")),
+        "leakage.bert-base.encoder",
+    ]  # fmt: skip
 
 
 def test_the_full_table_has_one_pooling_each(tmp_path: Path) -> None:
