@@ -69,7 +69,10 @@ def convert(name: str, data: Path, output: Path, settings: Settings) -> Path:
     Raises :class:`~llm2vec.errors.LLM2VecError` before training for a model, a text file, options
     or an output that cannot work.
     """
-    work = output.with_name(output.name + ".training")
+    place = output.resolve()
+    if not place.name:
+        raise SettingError(f"{output} cannot hold an encoder; give a new or empty --output folder")
+    work = place.with_name(place.name + ".training")
     folders = [work / "mntp", work / "mntp-simcse"]
     if _is_done(output, folders):
         _say(f"{output} is done")

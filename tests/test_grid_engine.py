@@ -170,6 +170,16 @@ def test_an_engine_that_lost_track_of_its_jobs_is_started_again(tmp_path: Path) 
     assert sorted(written(tmp_path)) == ALL
 
 
+def test_a_folder_of_a_hostile_name_is_a_folder_and_no_more(tmp_path: Path) -> None:
+    """The engine starts its jobs by strings of its own; ours is only the folder they run in."""
+    folder = tmp_path / "x; touch pwned $(touch pwned) 'q' {job}\nsecond line"
+    folder.mkdir()
+    code, out, err = finish(folder)
+    assert code == 0, out + err
+    assert sorted(written(folder)) == ALL
+    assert not list(tmp_path.rglob("pwned")) and not Path("pwned").exists()
+
+
 def test_profiles_are_found_by_name_or_by_folder(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     assert engine.find_profile(str(tmp_path)) == tmp_path
