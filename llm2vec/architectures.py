@@ -26,6 +26,10 @@ LORA_MODULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 
+# Where sdpa leaves a batch without padding causal, whatever ``config.json`` says (only the flag of
+# the module counts there), the implementation that keeps the switch without this package's help.
+KEEPS_THE_SWITCH: Mapping[str, str] = MappingProxyType({"stablelm": "eager"})
+
 
 def lora_for(model_type: str) -> LoRA:
     """The registry's LoRA on the linear layers of an architecture."""

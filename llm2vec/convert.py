@@ -15,6 +15,7 @@ score. They are left out where their texts cannot be downloaded.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -89,7 +90,8 @@ def convert(name: str, data: Path, output: Path, settings: Settings) -> Path:
         learning_rate=settings.learning_rate,
     )  # fmt: skip
     options = Options(settings.dtype, settings.device, save_every=settings.save_every)
-    _check_decoder(model, settings.device)
+    if not folders[0].exists():
+        _check_decoder(model, work, settings.device)
     _say("MNTP")
     train_mntp(model, mntp, model.mntp, folders[0], options, data, accuracy=False)
     _say("SimCSE")
@@ -151,11 +153,14 @@ def mask_token(tokenizer: PreTrainedTokenizerBase) -> str:
     return found
 
 
-def _check_decoder(model: Model, device: str | None) -> None:
-    """The full leak check in float32, before hours of training."""
-    backbone, _ = load_backbone(model.name, dtype="float32", device=device)
+def _check_decoder(model: Model, work: Path, device: str | None) -> None:
+    """The full leak check in float32, and a trial of the export, before hours of training."""
+    backbone, tokenizer = load_backbone(model.name, dtype="float32", device=device)
     set_attention(backbone, True)
     check_attention(backbone, True, tolerance=1e-3)
+    trial = work / "trial"
+    shutil.rmtree(trial, ignore_errors=True)  # of a run that was killed right here
+    shutil.rmtree(export(LLM2Vec(backbone, tokenizer, model=model), trial, scores=[]))
 
 
 # --------------------------------------------------------------------------- scores

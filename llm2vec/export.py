@@ -10,8 +10,9 @@ The same folder loads as a plain transformers model (``AutoModel``) and with
 ``LLM2Vec.from_pretrained``. Only classes of sentence-transformers are named, so nobody has to trust
 code. What the two libraries do differently is settled in the folder:
 
-* ``is_causal: false`` stands in ``config.json``, and the text modality is pinned, so that no chat
-  template is wrapped around the texts.
+* ``is_causal: false`` stands in ``config.json``, with an attention implementation where the usual
+  one ignores it (stablelm), and the text modality is pinned, so that no chat template is wrapped
+  around the texts.
 * SentenceTransformer counts the tokens of a prompt by tokenizing it alone, where the final blank
   is a token of its own, and it pools BOS. A normalizer takes the blank away from a string that
   ends in ": ", and a BOS counts as part of the default prompt: a mark that the normalizer removes.
@@ -42,6 +43,7 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
+from llm2vec.architectures import KEEPS_THE_SWITCH
 from llm2vec.attention import check_attention
 from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import AttentionError, LLM2VecError, SettingError
@@ -121,6 +123,11 @@ def _check_encoder(encoder: LLM2Vec) -> None:
 # --------------------------------------------------------------------------- writing
 def _write_model(encoder: LLM2Vec, folder: Path) -> None:
     encoder.backbone.save_pretrained(folder)
+    keeps = KEEPS_THE_SWITCH.get(encoder.backbone.config.model_type)
+    if keeps:
+        file = folder / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8")) | {"attn_implementation": keeps}
+        write_atomic(file, json.dumps(config, indent=2) + "\n")
     encoder.tokenizer.save_pretrained(folder / TOKENIZER)
     settings = encoder.settings() | {"tokenizer": TOKENIZER}
     write_atomic(folder / CONFIG, json.dumps(settings, indent=1) + "\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm2vec.adapters import adapter_folder, adapter_hash, stages_of
+from llm2vec.architectures import KEEPS_THE_SWITCH
 from llm2vec.errors import AdapterError
 from llm2vec.paths import results_dir
 from llm2vec.provenance import capture_provenance
@@ -125,12 +126,23 @@ def _usage(encoder: LLM2Vec) -> list[str]:
         'encoder = LLM2Vec.from_pretrained("path/to/this/folder")',
         'vectors = encoder.encode([["Retrieve relevant passages:", question], passage])', "```", "",
         "`transformers.AutoModel` loads it too; needs transformers 5.2 or newer, which honours "
-        "`is_causal` in `config.json`. Older versions ignore it and give other vectors.", "",
+        "`is_causal` in `config.json`. Older versions ignore it and give other vectors."
+        + _fixed_attention(encoder), "",
         "| setting | value |", "|---|---|",
         f"| attention | {encoder.variant.attention} |", f"| pooling | {encoder.pooling} |",
         f"| longest input | {encoder.max_length} tokens |",
         f"| dtype | {str(encoder.dtype).removeprefix('torch.')} |", "",
     ]  # fmt: skip
+
+
+def _fixed_attention(encoder: LLM2Vec) -> str:
+    family = encoder.backbone.config.model_type
+    if family not in KEEPS_THE_SWITCH:
+        return ""
+    return (
+        f" `attn_implementation` stays as `config.json` has it ({KEEPS_THE_SWITCH[family]}): with "
+        f"sdpa, {family} is causal wherever a batch has no padding."
+    )
 
 
 def _limits(encoder: LLM2Vec) -> list[str]:

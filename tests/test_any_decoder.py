@@ -12,27 +12,29 @@ import pytest
 import torch
 from conftest import ROOT, tiny_tokenizer
 from peft import LoraConfig, get_peft_model
+from sentence_transformers import SentenceTransformer
 from training_help import TEXTS, write_texts
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from llm2vec import LLM2Vec
 from llm2vec.architectures import lora_for
 from llm2vec.attention import check_attention, set_attention
-from llm2vec.convert import trainable_model
-from llm2vec.export import ExportError, export
+from llm2vec.convert import Settings, convert
+from llm2vec.export import cosines
 from llm2vec.heads import check_head, head_of
 from llm2vec.loading import load_backbone, merge_adapter
 from llm2vec.lora import add_lora
-from llm2vec.mntp import train_mntp
-from llm2vec.registry import VARIANTS
-from llm2vec.simcse import SimCSEModel, set_attention_dropout, train_simcse
-from llm2vec.stage import Options
+from llm2vec.simcse import SimCSEModel, set_attention_dropout
 
 DOCS = ROOT / "docs" / "architectures.md"
 MARKS = "<!-- architectures -->", "<!-- /architectures -->"
 HEADER = (
     "| `model_type` | Attention | Logits | LoRA on | Dropout | Export |\n|---|---|---|---|---|---|"
 )
+FAST = Settings(
+    mntp_steps=1, simcse_steps=1, batch_size=4, block_size=16, learning_rate=1e-2,
+    dtype="float32", device="cpu", scores=False,
+)  # fmt: skip
 COMMON = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.3,
@@ -71,21 +73,6 @@ def make_folder(family: str, folder: Path) -> Path:
     return folder
 
 
-def train(folder: Path, work: Path) -> list[Path]:
-    """One step of each stage; the adapters' folders."""
-    model, data = trainable_model(str(folder)), write_texts(work)
-    options = Options("float32", "cpu")
-    mntp = replace(model.mntp, steps=1, batch_size=4, block_size=16, learning_rate=1e-2)
-    simcse = replace(model.simcse, steps=1, batch_size=4, max_length=24, learning_rate=1e-2)
-    folders = [work / "mntp", work / "mntp-simcse"]
-    train_mntp(model, mntp, model.mntp, folders[0], options, data, accuracy=False)
-    train_simcse(
-        model, VARIANTS["bi-mntp-simcse"], simcse, model.simcse, folders[1], options, data,
-        mntp=folders[0],
-    )  # fmt: skip
-    return folders
-
-
 # --------------------------------------------------------------------------- facts
 def logits(folder: Path) -> str:
     """What follows the linear layer, checked against the model's own logits."""
@@ -114,15 +101,6 @@ def dropout(folder: Path) -> str:
     return "LoRA's alone" if torch.allclose(views[0], views[1], atol=1e-4) else "yes"
 
 
-def exports(encoder: LLM2Vec, folder: Path) -> str:
-    try:
-        export(encoder, folder, scores=[])
-    except ExportError as error:
-        assert "does not keep the attention" in str(error)
-        return "`LLM2Vec.save`"
-    return "yes"
-
-
 def quick(family: str, folder: Path) -> list[str]:
     """The cells that need no training."""
     encoder = LLM2Vec.from_pretrained(folder, device="cpu")
@@ -139,8 +117,9 @@ def quick(family: str, folder: Path) -> list[str]:
 
 
 def recipe(folder: Path, work: Path) -> str:
-    """Train, load, encode, save, export: the last cell."""
-    adapters = train(folder, work)
+    """`llm2vec convert`, then its adapters by hand: load, encode, save; the last cell."""
+    out = convert(str(folder), write_texts(work), work / "encoder", FAST)
+    adapters = [work / "encoder.training" / stage for stage in ("mntp", "mntp-simcse")]
     plain = LLM2Vec.from_pretrained(folder, device="cpu")
     trained = LLM2Vec.from_pretrained(folder, extra_model_name_or_path=adapters, device="cpu")
     check_attention(trained.backbone, True)
@@ -151,9 +130,13 @@ def recipe(folder: Path, work: Path) -> str:
         alone = trained.encode(text, convert_to_numpy=True)
         np.testing.assert_allclose(alone, vector, rtol=0, atol=1e-3 * np.abs(vector).max())
     trained.save(work / "saved")
-    again = LLM2Vec.from_pretrained(work / "saved", device="cpu")
-    np.testing.assert_allclose(again.encode(TEXTS[:5]), vectors, rtol=0, atol=1e-4)
-    return exports(trained, work / "exported")
+    for saved in (work / "saved", out):
+        again = LLM2Vec.from_pretrained(saved, device="cpu")
+        np.testing.assert_allclose(again.encode(TEXTS[:5]), vectors, rtol=0, atol=1e-4)
+    theirs = SentenceTransformer(str(out), device="cpu")
+    assert cosines(vectors, theirs.encode(TEXTS[:5])).min() > 0.9999
+    kept = theirs[0].auto_model.config._attn_implementation
+    return "yes" if kept == plain.attention_implementation else f"with {kept} attention"
 
 
 def in_the_docs(family: str) -> list[str]:

@@ -32,6 +32,7 @@ def data(tmp_path: Path) -> Path:
 
 def test_from_a_folder_to_an_encoder(tiny_llama_dir: Path, data: Path, tmp_path: Path) -> None:
     out = convert(str(tiny_llama_dir), data, tmp_path / "encoder", SETTINGS)
+    assert {p.name for p in (tmp_path / "encoder.training").iterdir()} == {"mntp", "mntp-simcse"}
     ours = LLM2Vec.from_pretrained(out, device="cpu")
     assert ours.variant.name == "bi-mntp-simcse"
     folders = [tmp_path / "encoder.training" / stage for stage in ("mntp", "mntp-simcse")]
@@ -136,6 +137,21 @@ def test_what_cannot_work_is_said_before_training(
     with pytest.raises(SettingError, match="is not empty"):
         convert(str(tiny_llama_dir), data, tmp_path, SETTINGS)
     assert not out.exists()
+
+
+def test_what_cannot_be_exported_is_not_trained(
+    tiny_llama_dir: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_llama_dir, tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    end = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+    parts = tokenizer["post_processor"]
+    parts["single"].append(end)
+    parts["special_tokens"]["</s>"] = {"id": "</s>", "ids": [2], "tokens": ["</s>"]}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(SettingError, match="adds special tokens other than one BOS"):
+        convert(str(folder), data, tmp_path / "encoder", SETTINGS)
+    assert not list((tmp_path / "encoder.training").glob("*"))
 
 
 def test_settings_come_from_the_registry_or_the_architecture(tiny_llama_dir: Path) -> None:

@@ -34,7 +34,7 @@ from transformers import (
 from llm2vec import LLM2Vec
 from llm2vec import export as export_module
 from llm2vec.attention import check_attention, set_attention
-from llm2vec.errors import SettingError
+from llm2vec.errors import AttentionError, SettingError
 from llm2vec.export import ExportError, cosines, export, joins_blank, prompt_of, prompts
 from llm2vec.model_card import Score, recorded_scores
 from llm2vec.registry import MODELS, VARIANTS
@@ -271,9 +271,9 @@ def test_an_export_that_differs_is_not_left_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_attention_that_transformers_alone_does_not_keep_is_refused(
-    make: Make, tmp_path: Path
-) -> None:
+@pytest.fixture
+def stable(make: Make) -> LLM2Vec:
+    """A family that sdpa leaves causal without padding, whatever its configuration says."""
     encoder = make()
     config = StableLmConfig(
         vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -282,9 +282,29 @@ def test_attention_that_transformers_alone_does_not_keep_is_refused(
     torch.manual_seed(0)
     backbone = StableLmModel(config).eval()
     set_attention(backbone, True)
-    stable = LLM2Vec(
+    return LLM2Vec(
         backbone, encoder.tokenizer, model=encoder.model, variant=encoder.variant, max_length=128
     )
+
+
+def test_attention_that_needs_another_implementation_gets_it(
+    stable: LLM2Vec, tmp_path: Path
+) -> None:
+    folder = export(stable, tmp_path / "e", scores=[])
+    model = SentenceTransformer(str(folder), device="cpu")
+    ours = stable.encode(TEXTS, convert_to_numpy=True)
+    for batch_size in (1, 4):
+        same(ours, model.encode(TEXTS, batch_size=batch_size))
+    check_attention(AutoModel.from_pretrained(folder).eval(), True)
+    assert "stays as `config.json` has it (eager)" in (folder / "README.md").read_text()
+    with pytest.raises(AttentionError, match="no mask"):  # else the line in the card can go
+        check_attention(AutoModel.from_pretrained(folder, attn_implementation="sdpa"), True)
+
+
+def test_attention_that_transformers_alone_does_not_keep_is_refused(
+    stable: LLM2Vec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_module, "KEEPS_THE_SWITCH", {})
     with pytest.raises(ExportError, match=r"does not keep the attention.*LLM2Vec\.save"):
         export(stable, tmp_path / "e")
     stable.save(tmp_path / "saved")
