@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="llm2vec",
     help="Decoder-only LLMs as text encoders (arXiv 2404.05961).",
+    epilog="`--debug` with any command shows the trace of an error.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -47,7 +48,7 @@ app = typer.Typer(
 ModelName = Annotated[str, typer.Option("--model", help="Registry name, hub id or folder.")]
 VariantName = Annotated[
     str | None,
-    typer.Option("--variant", help="uni, bi, bi-mntp, bi-mntp-simcse, ... (see the models)."),
+    typer.Option("--variant", help="uni, bi, bi-mntp-simcse, ...; default: the most trained."),
 ]
 Adapter = Annotated[
     list[str] | None,
@@ -187,7 +188,8 @@ def encode(
                 "pooling": mode, "instruction": read, "dtype": dtype,
             }  # fmt: skip
             rows = files.encode_file(run, texts, target, identity, progress=sys.stderr.isatty())
-        print(f"{rows} texts, {encoder.embedding_size} numbers each", file=sys.stderr)
+        noun = "text" if rows == 1 else "texts"
+        print(f"{rows} {noun}, {encoder.embedding_size} numbers each", file=sys.stderr)
 
 
 def _on_devices(load: Callable[..., LLM2Vec], device: str | None) -> AbstractContextManager:
@@ -259,8 +261,11 @@ def export(
 ) -> None:
     """An encoder as a folder for SentenceTransformer, transformers and mteb, with a model card."""
     check_output(output)
-    encoder = open_encoder(model, variant, adapter, adapters, pooling, dtype, device)
+    from llm2vec.export import check_settings
     from llm2vec.export import export as write
+
+    check_settings(variant, pooling)
+    encoder = open_encoder(model, variant, adapter, adapters, pooling, dtype, device)
 
     own = [Path(a) for a in adapter or [] if Path(a).is_dir()]
     print(write(encoder, output, adapters=own, verify=verify))
@@ -302,6 +307,8 @@ def convert(
 
 def main() -> None:
     """Entry point of the console script."""
+    if not sys.stderr.isatty():  # libraries would draw their bars into a log
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         console.run(app)
     except BrokenPipeError:  # whoever read standard output has seen enough

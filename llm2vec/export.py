@@ -20,7 +20,9 @@ code. What the two libraries do differently is settled in the folder:
 
 What cannot be settled is named in the model card: texts above 400 tokens, and a prompt before a
 text whose first character the tokenizer does not join with the blank. ``weighted_mean`` is
-refused: there the weights start at the prompt.
+refused: SentenceTransformer's weights start at the prompt or BOS, so only a text without either
+would come out right, and it imports a pooling of one's own with ``trust_remote_code`` alone. For
+Echo, which pools the second half of what it reads, there is no module at all.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ from llm2vec.errors import AttentionError, LLM2VecError, SettingError
 from llm2vec.folders import CONFIG, TOKENIZER, check_output
 from llm2vec.model_card import Score, write_card
 from llm2vec.prompts import build_prompt, format_instruction
-from llm2vec.registry import PARTS, TASKS
+from llm2vec.registry import PARTS, TASKS, get_pooling, get_variant
 from llm2vec.results import write_atomic
 
 MARK = "\ue000"  # private use, so in no text: ends a prompt of which nothing else would be left
@@ -87,7 +89,7 @@ def export(
     """
     output = Path(output)
     check_output(output)
-    _check_encoder(encoder)
+    check_settings(encoder.variant.name, encoder.pooling)
     partial = output.parent / f".{output.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -107,16 +109,19 @@ def export(
     return output
 
 
-def _check_encoder(encoder: LLM2Vec) -> None:
-    if encoder.variant.attention == "own" or encoder.variant.echo:
+def check_settings(variant: str | None, pooling: str | None) -> None:
+    """Raises :class:`SettingError` for what no folder can express (None: still open)."""
+    kind = get_variant(variant) if variant else None
+    if kind is not None and (kind.attention == "own" or kind.echo):
         raise SettingError(
-            f"variant {encoder.variant.name!r} cannot be exported: SentenceTransformer has no "
-            "module for it. Valid: uni, bi and the trained variants of a decoder."
+            f"variant {variant!r} cannot be exported: SentenceTransformer has no module for it. "
+            "Valid: uni, bi and the trained variants of a decoder."
         )
-    if encoder.pooling not in POOLING:
+    if pooling is not None and get_pooling(pooling) not in POOLING:
         raise SettingError(
-            f"pooling {encoder.pooling!r} cannot be exported: SentenceTransformer counts its "
-            f"weights from the prompt on. Valid: {', '.join(POOLING)}."
+            f"pooling {pooling!r} cannot be exported: SentenceTransformer counts its weights from "
+            f"the prompt on, LLM2Vec from the text. Valid: {', '.join(POOLING)}; LLM2Vec.save "
+            "keeps any."
         )
 
 

@@ -7,6 +7,10 @@ backbone, MNTP's before SimCSE's, as the recipe trains them (paper 2.2).
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from llm2vec import assets
 from llm2vec.adapters import ADAPTER_WEIGHTS, check_origin
@@ -120,10 +125,11 @@ def load_backbone(
         words = AutoTokenizer.from_pretrained(
             str(tokenizer or source), revision=None if tokenizer else revision
         )
-        backbone, report = kind.from_pretrained(
-            source, revision=revision, dtype=torch_dtype, use_safetensors=True,
-            output_loading_info=True, **model_kwargs,
-        )  # fmt: skip
+        with quiet():
+            backbone, report = kind.from_pretrained(
+                source, revision=revision, dtype=torch_dtype, use_safetensors=True,
+                output_loading_info=True, **model_kwargs,
+            )  # fmt: skip
     except _UNLOADABLE as error:
         raise ModelNotFoundError(_explain(model, source, error)) from error
     # transformers fills gaps with random weights; only a pooler, which is never used, may be one.
@@ -139,6 +145,22 @@ def load_backbone(
     return backbone.eval(), words
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what libraries say of a normal load: a head that is left out, a base model that lies
+    in a folder, an attribute's old name. What could be wrong there is checked in this module."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            for message in ("The PEFT config's `base_model_name_or_path` was renamed",
+                            "`is_gradient_checkpointing` is deprecated"):  # fmt: skip
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
 def _explain(model: Model, source: str, error: Exception) -> str:
     first = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
     lowered = str(error).lower()
@@ -149,6 +171,11 @@ def _explain(model: Model, source: str, error: Exception) -> str:
         )
     if Path(source).is_dir():
         return f"the folder {source} does not hold a loadable model ({first})"
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        return (
+            f"cannot load {source}: there is no such folder. Give a folder that holds a model, a "
+            "hub id, or a name that 'llm2vec models' lists."
+        )
     if "safetensors" in lowered and "does not appear to have a file" in lowered:
         return (
             f"{source} has no weights as safetensors at revision {model.revision}, and pickled "
@@ -156,7 +183,9 @@ def _explain(model: Model, source: str, error: Exception) -> str:
             "then save_pretrained), put model.safetensors beside config.json in that revision's "
             "folder of the hub's cache, and set HF_HUB_OFFLINE=1."
         )
-    if source not in {m.hub_id for m in MODELS.values()} and "/" not in source:
+    if "/" not in source:
+        close = get_close_matches(source, MODELS, n=1)
+        first += f"; did you mean {close[0]!r}?" if close else ""
         first += f"; own names are {', '.join(MODELS)}"
     return (
         f"cannot load {source} ({first}). Run where the hub can be reached, or put a copy into the "
@@ -185,7 +214,8 @@ def merge_adapter(backbone: PreTrainedModel, folder: Path, model_name: str = "")
     # architecture in its own way: model, transformer, gpt_neox, ...
     outer = f"base_model.model.{backbone.base_model_prefix}."
     try:
-        wrapped = get_peft_model(backbone, config)
+        with quiet():
+            wrapped = get_peft_model(backbone, config)
         names = {name.replace(".default", "") for name, _ in wrapped.named_parameters()}
         expected = sum("lora_" in name for name in names)
         inner = {

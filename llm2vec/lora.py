@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llm2vec.errors import SettingError
+from llm2vec.loading import quiet
 from llm2vec.registry import LoRA
 
 
@@ -27,7 +28,8 @@ def add_lora(backbone: PreTrainedModel, lora: LoRA, seed: int) -> PeftModel:
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in backbone.modules()),
     )
     try:
-        model = get_peft_model(backbone, config)
+        with quiet():
+            model = get_peft_model(backbone, config)
     except ValueError as error:
         raise SettingError(f"LoRA does not fit this backbone: {error}") from error
     for module in model.modules():

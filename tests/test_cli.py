@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_adapters import make_adapter
 from test_layers_of_code import ROOT, loaded_by
 
 from llm2vec import LLM2Vec, cli, console
@@ -212,9 +213,13 @@ def test_another_input_or_model_does_not_go_on(
         (["encode", "TEXT", "--model", "minilm-l6", "--variant", "uni"], "has no variant 'uni'"),
         (["encode", "TEXT", "--model", "smollm2-135m", "--pooling", "max"], "unknown pooling"),
         (["encode", "TEXT", "--model", "no-such-model"], "cannot load no-such-model"),
+        (["encode", "TEXT", "--model", "smolm2-135m"], "did you mean 'smollm2-135m'?"),
+        (["encode", "TEXT", "--model", "./none"], "cannot load ./none: there is no such folder"),
         (["encode", "TEXT", "--model", "x/y", "--variant", "bi-mntp"], "needs a registry model"),
         (["encode", "TEXT", "--model", "smollm2-135m", "--adapters", "his"], "Valid: own, pub"),
         (["export", "--model", "smollm2-135m", "--output", "TEXT"], "is not empty"),
+        (["export", "--model", "x", "--output", "new", "--variant", "echo"], "cannot be exported"),
+        (["export", "--model", "x", "--output", "new", "--pooling", "weighted_mean"], "mean, eos"),
         (["encode", "TEXT"], "--model"),
         (["encoed"], "encoed"),
     ],
@@ -261,14 +266,32 @@ def test_models_lists_the_registry(capsys: pytest.CaptureFixture) -> None:
     assert len(capsys.readouterr().out.splitlines()) == len(MODELS) + 1
 
 
-@pytest.mark.parametrize("command", [[], ["encode"], ["models"], ["export"], ["convert"]])
-def test_help_does_not_wait_for_torch(command: list[str]) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [["--help"], ["encode", "--help"], ["export", "--help"], ["convert", "--help"], ["models"]],
+    ids=" ".join,
+)
+def test_help_and_the_list_of_models_do_not_wait_for_torch(command: list[str]) -> None:
     code = (
         "import sys\nfrom llm2vec import cli\n"
-        f"sys.argv = ['llm2vec', *{command!r}, '--help']\n"
+        f"sys.argv = ['llm2vec', *{command!r}]\n"
         "try:\n    cli.main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
     )
     assert loaded_by(code) == set()
+
+
+def test_standard_error_holds_what_the_user_needs(
+    tiny_llama_dir: Path, make_tiny_llama, text: Path
+) -> None:
+    """No bars of libraries in a log, no warning that says nothing."""
+    make_adapter(make_tiny_llama().model.model, text.parent / "adapter")
+    options = ["--adapter", str(text.parent / "adapter"), "--device", "cpu"]
+    process = subprocess.run(
+        [sys.executable, "-m", "llm2vec.cli", "encode", str(text), "--model", str(tiny_llama_dir),
+         *options, "--out", str(text.parent / "o.npy")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert (process.stdout, process.stderr) == ("", "6 texts, 32 numbers each\n")
 
 
 def test_a_reader_that_stops_reading_is_no_error() -> None:
