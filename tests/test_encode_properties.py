@@ -32,6 +32,7 @@ no_text = (
     | st.lists(texts, max_size=4).filter(lambda x: len(x) != 2)
     | st.tuples(texts, st.none() | st.integers() | st.binary(max_size=2))
     | st.dictionaries(texts, texts, max_size=2)
+    | st.sampled_from([np.float64(1), np.array(["a", "b"]), np.array([None, "b"]), len])
 )
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 import torch
 from test_adapters import make_adapter
 
-from llm2vec import LLM2Vec
-from llm2vec.adapters import adapter_hash
+from llm2vec import LLM2Vec, assets
+from llm2vec.adapters import adapter_folder, adapter_hash
 from llm2vec.attention import check_attention, set_attention
+from llm2vec.encoder import load_encoder
 from llm2vec.errors import AdapterError, SettingError, UnknownNameError
 from llm2vec.folders import open_checkpoint
-from llm2vec.registry import MODELS
+from llm2vec.registry import MODELS, VARIANTS
 
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query:"
 QUERIES = [[INSTRUCTION, "how does the fox jump"], [INSTRUCTION, "the dog"]]
@@ -30,23 +32,28 @@ def published(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """Folders `mntp` and `simcse` laid out like the published repositories, beside each other."""
     root = tmp_path_factory.mktemp("published")
     for seed, name in enumerate(("mntp", "simcse"), 1):
-        folder = root / name
         lm, tokenizer = _base(tiny_llama_dir)
-        make_adapter(lm, folder, seed)
-        _edit(folder / "adapter_config.json", base_model_name_or_path=str(tiny_llama_dir))
+        make_adapter(lm, root / name, seed)
+        _edit(root / name / "adapter_config.json", base_model_name_or_path=str(tiny_llama_dir))
         if name == "mntp":
-            tokenizer.save_pretrained(folder)
-        (folder / "config.json").write_text((tiny_llama_dir / "config.json").read_text())
-        _edit(
-            folder / "config.json",
-            _name_or_path=MODELS["mistral-7b"].hub_id,
-            architectures=["LlamaEncoderModel"],
-            auto_map={"AutoModel": "modeling_llama_encoder.LlamaEncoderModel"},
-        )
-        code = f"open({str(folder / 'it-ran')!r}, 'w')\nraise SystemExit('code of a model ran')\n"
-        (folder / "modeling_llama_encoder.py").write_text(code)
-        (folder / "llm2vec_config.json").write_text(json.dumps(PUBLISHED_CONFIG))
+            tokenizer.save_pretrained(root / name)
+        complete(root / name, tiny_llama_dir)
     return root
+
+
+def complete(adapter: Path, base: Path) -> None:
+    """Beside an adapter what the published repositories have there: a base configuration that asks
+    for code of its own, that code, and the settings of the encoder."""
+    (adapter / "config.json").write_text((base / "config.json").read_text())
+    _edit(
+        adapter / "config.json",
+        _name_or_path=MODELS["mistral-7b"].hub_id,
+        architectures=["LlamaEncoderModel"],
+        auto_map={"AutoModel": "modeling_llama_encoder.LlamaEncoderModel"},
+    )
+    code = f"open({str(adapter / 'it-ran')!r}, 'w')\nraise SystemExit('code of a model ran')\n"
+    (adapter / "modeling_llama_encoder.py").write_text(code)
+    (adapter / "llm2vec_config.json").write_text(json.dumps(PUBLISHED_CONFIG))
 
 
 def _base(folder: Path):
@@ -208,3 +215,25 @@ def test_what_is_saved_comes_back(published: Path, tmp_path: Path, bidirectional
         tmp_path / "saved", enable_bidirectional=not bidirectional, device="cpu"
     )
     check_attention(switched.backbone, not bidirectional)
+
+
+# --------------------------------------------------------------------------- the real thing
+@pytest.mark.slow
+def test_the_embedded_model_loads_in_the_published_layout(tmp_path: Path) -> None:
+    """SmolLM2's shipped adapters, each in a repository as the authors' are, named by the hub id."""
+    model, variant = MODELS["smollm2-135m"], VARIANTS["bi-mntp-simcse"]
+    base = assets.model_folder(model.asset)
+    for stage in ("mntp", "mntp-simcse"):
+        shutil.copytree(adapter_folder(model, stage), tmp_path / stage)
+        complete(tmp_path / stage, base)
+    encoder = LLM2Vec.from_pretrained(
+        tmp_path / "mntp", peft_model_name_or_path=tmp_path / "mntp-simcse",
+        torch_dtype=torch.float32, device_map="cpu", pooling_mode="mean", max_length=512,
+        doc_max_length=400,
+    )  # fmt: skip
+    assert not list(tmp_path.rglob("it-ran"))
+    expected = load_encoder(model.name, variant.name, device="cpu")
+    assert encoder.adapters == expected.adapters
+    np.testing.assert_array_equal(encoder.encode(QUERIES), expected.encode(QUERIES))
+    untrained = load_encoder(model.name, "bi", device="cpu")
+    assert np.abs(untrained.encode(QUERIES) - expected.encode(QUERIES)).max() > 0.01
