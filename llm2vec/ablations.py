@@ -21,12 +21,11 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.stats import binomtest, spearmanr
+from scipy.stats import binomtest
 
 from llm2vec import corpora
 from llm2vec.adapters import adapter_folder, adapter_hash
@@ -35,10 +34,8 @@ from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import SettingError
 from llm2vec.evaluation import hyperparameters as evaluation_settings
 from llm2vec.evaluation import plan as evaluation_plan
-from llm2vec.intervals import bootstrap_interval
 from llm2vec.loading import load_backbone, merge_adapter
 from llm2vec.mntp import evaluate_masked_accuracy, make_blocks, train_mntp
-from llm2vec.mteb_tasks import load_task
 from llm2vec.paths import checkpoints_dir
 from llm2vec.prompts import format_instruction
 from llm2vec.provenance import capture_provenance, git_state
@@ -52,10 +49,11 @@ from llm2vec.registry import (
     settings_dict,
 )
 from llm2vec.registry_ablations import WIKITEXT, Ablation, Measured
-from llm2vec.representations import cosine, cost, revision_of
+from llm2vec.representations import cost, revision_of
 from llm2vec.results import NONE, Key, Record, hash_of, is_done, write_record
 from llm2vec.simcse import train_simcse
 from llm2vec.stage import Options, Settings, with_overrides
+from llm2vec.sts_pairs import draw_pairs
 
 EXPERIMENT, POOLING = "ablations", "mean"
 BLOCK, MASK_PROBABILITY, SEED = 128, 0.2, 42  # of the measurements, the same for every run
@@ -277,27 +275,20 @@ def _spearman(run: Run, measured: Measured, folders: Sequence[Path]) -> dict[str
         backbone, tokenizer, model=run.model, variant=run.variant, pooling_mode=POOLING
     )
     task = get_task(measured.task)
-    loaded, source = load_task(replace(task, split=measured.split))
-    pairs = loaded.dataset[measured.split]
-    size = min(measured.items, len(pairs))
-    rows = np.sort(np.random.default_rng(SEED).permutation(len(pairs))[:size])
-    pairs = loaded.dataset[measured.split] = pairs.select(rows)
+    pairs = draw_pairs(task, measured.split, measured.items, SEED)
     instruction = format_instruction(task.instruction)
-    texts = [(instruction, t) for side in ("sentence1", "sentence2") for t in pairs[side]]
+    texts = [(instruction, text) for text in pairs.texts]
     began = time.perf_counter()
     vectors = encoder.encode_poolings(texts, (POOLING,), show_progress_bar=True)[POOLING]
     seconds = time.perf_counter() - began
-    similarity = cosine(vectors[:size], vectors[size:])
-    bounds = bootstrap_interval(
-        loaded, {"cosine_scores": similarity.tolist()}, split=measured.split
-    )
+    score, bounds = pairs.spearman(pairs.similarity(vectors))
     return {
         "metric": task.metric,
-        "score": float(spearmanr(similarity, pairs["score"])[0]),
+        "score": score,
         "interval": (bounds.low, bounds.high),
         "scores": {"bootstrap": bounds.as_dict()},
-        "n": size,
-        "dataset": source.as_dict(),
+        "n": len(pairs),
+        "dataset": pairs.source.as_dict(),
         "provenance": _origin(backbone),
         "cost": cost(seconds, encoder.counter.tokens, encoder.counter.padding),
     }

@@ -114,6 +114,29 @@ def bootstrap_interval(
     if not task.data_loaded:
         task.load_data()
     statistic = _statistic(task, predictions, split, _subset(task, subset))
+    return _percentiles(statistic, resamples, confidence, seed)
+
+
+def bootstrap_difference(
+    task: AbsTask,
+    predictions: Any,
+    baseline: Any,
+    *,
+    split: str = "test",
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """How much higher one set of predictions scores than another of the same items.
+
+    Both scores are taken of the same draws, so what the items have in common cancels out.
+    """
+    ours, theirs = (
+        _statistic(task, p, split, _subset(task, None)) for p in (predictions, baseline)
+    )
+    paired = _Statistic(ours.unit, ours.n, lambda counts: ours.of(counts) - theirs.of(counts))
+    return _percentiles(paired, resamples, CONFIDENCE, 0)
+
+
+def _percentiles(statistic: _Statistic, resamples: int, confidence: float, seed: int) -> Interval:
     rng = np.random.default_rng(seed)
     even = np.full(statistic.n, 1 / statistic.n)
     draws = [statistic.of(rng.multinomial(statistic.n, even)) for _ in range(resamples)]

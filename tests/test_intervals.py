@@ -21,7 +21,13 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ScoringFunction
 
 from llm2vec.errors import DataError, SettingError
-from llm2vec.intervals import Interval, _of_pairs, bootstrap_interval, read_predictions
+from llm2vec.intervals import (
+    Interval,
+    _of_pairs,
+    bootstrap_difference,
+    bootstrap_interval,
+    read_predictions,
+)
 
 WORDS = [f"w{i}" for i in range(60)]
 
@@ -282,3 +288,21 @@ def test_several_subsets_need_a_name():
 def test_a_record_can_hold_it():
     held = Interval(0.5, 0.4, 0.6, "queries", 20).as_dict()
     assert held["low"] == 0.4 and held["unit"] == "queries" and held["resamples"] == 1000
+
+
+# --------------------------------------------------------------------------- differences
+def test_a_difference_is_paired() -> None:
+    """The same draws on both sides: what the items share cancels out, in either direction."""
+    pairs = [(f"a{i}", f"b{i}") for i in range(60)]
+    task, rng = sts(pairs), np.random.default_rng(3)
+    gold = np.array([float(i % 7) for i in range(60)])
+    noisy = {"cosine_scores": (gold + rng.normal(0, 3, 60)).tolist()}
+    nearly = {"cosine_scores": (np.array(noisy["cosine_scores"]) + 0.05 * gold).tolist()}
+    one, other = (bootstrap_interval(task, p) for p in (nearly, noisy))
+    found = bootstrap_difference(task, nearly, noisy)
+    assert found.score == pytest.approx(one.score - other.score)
+    assert 0 < found.high - found.low < 0.3 * (one.high - one.low)
+    back = bootstrap_difference(task, noisy, nearly)
+    assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
+    same = bootstrap_difference(task, noisy, noisy)
+    assert (same.low, same.score, same.high) == (0, 0, 0)
