@@ -27,6 +27,7 @@ from analysis import (
     tables_log,
     tables_own,
     tables_performance,
+    tables_sink,
 )
 from analysis.collect import Results, load_results, to_csv
 from analysis.figure_data import DATA
@@ -57,6 +58,8 @@ TABLES: Mapping[str, Callable[[Results], Table]] = {
     "row_order": tables_checks.row_order,
     "leakage": tables_checks.leakage,
     "layers": tables_checks.layers,
+    "sink": tables_sink.sink,
+    "sink_triples": tables_sink.sink_triples,
     "sensitivity": tables_ablations.sensitivity,
     "ablations": tables_ablations.ablations,
     "training": tables_adapters.training,

@@ -10,6 +10,7 @@ axes the registry does not know, stops the collection with its name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -159,6 +160,17 @@ def _word_scores(record: Record) -> tuple[float | None, float | None]:
     accuracy, f1 = record.scores.get("accuracy"), record.scores.get("entity_f1")
     std = accuracy.get("std") if isinstance(accuracy, dict) else record.scores.get("std")
     return std, f1.get("mean") if isinstance(f1, dict) else f1
+
+
+def pass_of(record: Record) -> str:
+    """Name of the forward pass behind a record, within its experiment, model and variant.
+
+    Poolings share one; so do the records of the attention sink, which differ in what is left out.
+    """
+    setting = str(record.setting)
+    if record.experiment == "attention_sink":
+        setting = re.sub(r"-without-(text-)?first-\d+", "", setting)
+    return f"{record.task}@{setting}"
 
 
 def cost_of_run(record: Record) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.collect import AXES, Results, number_in
+from analysis.collect import AXES, Results, number_in, pass_of
 from analysis.paper import read_numbers, verdict_of_harness
 from analysis.render import NOT_RUN, Origin, Table, number
 from analysis.tables import (
@@ -226,9 +226,9 @@ def alignment(results: Results) -> Table:
 def departures(results: Results) -> Table:
     """Every record that departs from the paper's setting, beside the one that does not.
 
-    Ablations and the other word alignment have tables of their own.
+    Ablations, the attention sink and the other word alignment have tables of their own.
     """
-    scores = results.scores[results.scores["experiment"] != "ablations"]
+    scores = results.scores[~results.scores["experiment"].isin(["ablations", "attention_sink"])]
     plain = scores[scores["setting"].isna()].set_index(list(AXES[:-1]))["score"].to_dict()
     rows = scores[scores["setting"].notna()]
     rows = rows[~((rows["experiment"] == "word_probing")
@@ -257,7 +257,7 @@ def departures(results: Results) -> Table:
 
 # --------------------------------------------------------------------------- cost
 def _costs(results: Results) -> pd.DataFrame:
-    """One row per measured task: experiment, model, variant, device, tokens, padding, seconds.
+    """One row per forward pass: experiment, model, variant, device, tokens, padding, seconds.
 
     Poolings that share a forward pass repeat its cost: the largest is counted. So do the word
     tasks of a variant, whose features are computed once: each counts its probe only, and the
@@ -270,12 +270,12 @@ def _costs(results: Results) -> pd.DataFrame:
         axes = (record.experiment, record.model, record.variant, record.provenance["device"])
         if spent["feature_seconds"]:
             probe = spent["seconds"] - spent["feature_seconds"]
-            rows.append((*axes, f"{record.task}@{record.setting}", 0.0, 0.0, probe))
+            rows.append((*axes, pass_of(record), 0.0, 0.0, probe))
             rows.append((*axes, "features", spent["tokens"], spent["padding_tokens"],
                          spent["feature_seconds"]))  # fmt: skip
         else:
-            rows.append((*axes, f"{record.task}@{record.setting}", spent["tokens"],
-                         spent["padding_tokens"], spent["seconds"]))  # fmt: skip
+            rows.append((*axes, pass_of(record), spent["tokens"], spent["padding_tokens"],
+                         spent["seconds"]))  # fmt: skip
     columns = ["experiment", "model", "variant", "device", "run", "tokens", "padding", "seconds"]
     frame = pd.DataFrame(rows, columns=columns)
     return frame.groupby(columns[:5], as_index=False, sort=False).max()

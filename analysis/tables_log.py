@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.collect import Results, cost_of_run
+from analysis.collect import Results, cost_of_run, pass_of
 from analysis.render import NOT_RUN, Origin, Table
 
 COLUMNS = ["date", "commit", "experiment", "model", "variant", "machine", "command", "records",
@@ -34,7 +34,7 @@ def runs_of(results: Results) -> pd.DataFrame:
             (
                 origin["started"][:10], origin["commit"][:9], record.experiment, record.model,
                 record.variant, machine_of(origin), origin["command"],
-                f"{record.task}@{record.setting}", *cost_of_run(record),
+                pass_of(record), *cost_of_run(record),
             )
         )  # fmt: skip
     columns = [*COLUMNS[:7], "task", "own", "shared"]

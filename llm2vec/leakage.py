@@ -49,6 +49,7 @@ from llm2vec.representations import (
     revision_of,
     setting_of,
     weights_of,
+    without_first,
 )
 from llm2vec.results import NONE, Key, Record, sha256_file
 
@@ -239,6 +240,25 @@ def prefix_cosines(
 
     ``progress`` is told the number of triples done after each batch.
     """
+    (found,) = cosines_without_first(
+        backbone, tokenizer, triples, (0,), echo=echo, limit=limit, progress=progress
+    )
+    return found
+
+
+def cosines_without_first(
+    backbone: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    triples: Sequence[Triple],
+    first: Sequence[int],
+    *,
+    echo: bool = False,
+    limit: int = 512,
+    progress: Callable[[int], None] | None = None,
+) -> list[Cosines]:
+    """The same from one pass for several ``first``: so many positions of each sentence, which
+    may hold an attention sink, are not pooled. The last token of A always is.
+    """
     from llm2vec.batching import iterate  # here, as torch loads slowly
 
     if not tokenizer.is_fast:
@@ -246,31 +266,30 @@ def prefix_cosines(
     prefixes = [find_prefixes(tokenizer, triple, echo, limit) for triple in triples]
     # Similar lengths together: less padding.
     order = sorted(range(len(prefixes)), key=lambda i: max(len(p.ids) for p in prefixes[i]))
-    both = np.empty((2, len(prefixes)))
+    both = np.empty((len(first), 2, len(prefixes)))
     tokens = padding = 0
     began = time.perf_counter()
-    for first in range(0, len(order), TRIPLES_PER_BATCH):
-        chunk = order[first : first + TRIPLES_PER_BATCH]
+    for start in range(0, len(order), TRIPLES_PER_BATCH):
+        chunk = order[start : start + TRIPLES_PER_BATCH]
         flat = [prefix for index in chunk for prefix in prefixes[index]]
         (batch,) = iterate(
             backbone, [p.ids for p in flat], tokenizer.pad_token_id or 0, max_tokens=sys.maxsize
         )
-        pooled = np.empty((len(flat), batch.hidden.shape[-1]))
+        pooled = np.empty((len(first), len(flat), batch.hidden.shape[-1]))
         for row, index in enumerate(batch.indices):
-            pooled[index] = _mean(batch.hidden[row], flat[index].positions)
-        q, positive, negative = pooled.reshape(len(chunk), 3, -1).swapaxes(0, 1)
-        both[:, chunk] = cosine(q, positive), cosine(q, negative)
+            for kind, left in enumerate(first):
+                positions = without_first(flat[index].positions, left)
+                pooled[kind, index] = _mean(batch.hidden[row], positions)
+        for kind, vectors in enumerate(pooled):
+            q, positive, negative = vectors.reshape(len(chunk), 3, -1).swapaxes(0, 1)
+            both[kind][:, chunk] = cosine(q, positive), cosine(q, negative)
         tokens += int(batch.mask.sum())
         padding += int((~batch.mask).sum())
         if progress is not None:
             progress(len(chunk))
-    return Cosines(
-        tuple(t.id for t in triples),
-        both[0],
-        both[1],
-        sum(group[0].merged for group in prefixes),
-        cost(time.perf_counter() - began, tokens, padding),
-    )
+    ids, merged = tuple(t.id for t in triples), sum(group[0].merged for group in prefixes)
+    spent = cost(time.perf_counter() - began, tokens, padding)
+    return [Cosines(ids, positive, negative, merged, spent) for positive, negative in both]
 
 
 def _mean(states: Tensor, positions: list[int]) -> np.ndarray:

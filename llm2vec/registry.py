@@ -339,7 +339,7 @@ PARTS: Mapping[str, tuple[Task, ...]] = MappingProxyType(_PARTS)
 
 EXPERIMENTS = (
     "word_probing", "mteb_subset", "mteb_full", "pooling_leakage", "layer_similarity",
-    "offline_suite", "ablations",
+    "offline_suite", "ablations", "attention_sink",
 )  # fmt: skip
 
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from llm2vec.errors import DataError, RecordError
+from llm2vec.errors import DataError, RecordError, SettingError
 from llm2vec.registry import Model
 from llm2vec.results import Key, Record, is_done, write_record
 
@@ -48,6 +48,18 @@ def mean_interval(values: np.ndarray) -> tuple[float, float] | None:
         rng=np.random.default_rng(SEED),
     ).confidence_interval
     return float(found.low), float(found.high)
+
+
+def without_first(positions: Sequence[int], first: int) -> list[int]:
+    """Pooled positions, ascending, without those below ``first``; the last one always stays.
+
+    Raises :class:`SettingError` where ``first`` is no whole number of 0 or more.
+    """
+    if not isinstance(first, int) or isinstance(first, bool) or first < 0:
+        raise SettingError(
+            f"cannot leave out the first {first!r} positions: give a whole number, 0 or more"
+        )
+    return [p for p in positions if p >= first] or list(positions[-1:])
 
 
 def read_text(path: Path, what: str) -> str:

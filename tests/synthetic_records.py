@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from llm2vec.registry import POOLINGS, SUITES, WORD_TASKS
+from llm2vec.registry_sink import CONTROL, INSTRUCTED, PLAIN
 from llm2vec.results import NONE, Record, write_record
 
 PROVENANCE = {
@@ -119,6 +120,30 @@ def add_layers(root: Path, model: str, level: float = 0.5, layers: int = 13) -> 
     np.savez(path.with_suffix(".npz"), similarity=similarity.astype(np.float32))
 
 
+def add_sink(root: Path, model: str, variant: str = "bi") -> None:
+    """The sink pulls the pairs down without an instruction; leaving it out brings them up."""
+    for task in ("STSBenchmark", "triples"):
+        for left in (*PLAIN, *(INSTRUCTED + CONTROL if task == "STSBenchmark" else ())):
+            plain = not left.instruction
+            gain = 0.04 * min(left.first, 1) if plain else -0.01 * left.first * (left.of == "text")
+            scores: dict[str, Any] = {
+                "difference": gain, "difference_interval": [gain - 0.01, gain + 0.01],
+            }  # fmt: skip
+            if task == "triples":
+                scores["gap"] = 0.002 + gain
+            else:
+                scores["first_position"] = {
+                    "norm_ratio": 1.25, "norm_ratio_by_layer": [2.0, 300.0, 250.0],
+                    "largest_ratio_by_layer": [310.0, 300.0, 250.0], "share": 0.3,
+                    "even_share": 0.08,
+                }  # fmt: skip
+            seconds = 10.0 if plain else 20.0
+            score = (0.30 if plain else 0.45) + gain
+            add(root, "attention_sink", model, variant, "mean", task, score, setting=left.setting,
+                scores=scores, cost={"seconds": seconds, "tokens": 500, "padding_tokens": 0},
+            )  # fmt: skip
+
+
 def add_everything(root: Path) -> None:
     """Records of every experiment, for two of our models and one of the paper's."""
     for model in ("smollm2-135m", "s-llama-1.3b"):
@@ -126,6 +151,7 @@ def add_everything(root: Path) -> None:
         add_leakage(root, model)
         add_layers(root, model, level=0.4 if model == "smollm2-135m" else 0.6)
     add_layers(root, "mistral-7b", level=0.95)
+    add_sink(root, "smollm2-135m")
     add_suite(root, "smollm2-135m", "exact8")
     add_suite(root, "smollm2-135m", "offline", "offline_suite")
     add_suite(root, "s-llama-1.3b", "subset")

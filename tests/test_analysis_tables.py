@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from latex_check import check_latex
 
-from analysis import render, tables, tables_checks, tables_own
+from analysis import render, tables, tables_checks, tables_log, tables_own, tables_sink
 from analysis.build import TABLES, make_table
 from analysis.collect import Results, load_results
 from analysis.means import mean_of
 from analysis.render import Cell, Origin, Table, bold_best, escape_tex, number
 from llm2vec.registry import SUITES
+from llm2vec.registry_sink import CONTROL, PLAIN
 from llm2vec.results import NONE
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -262,6 +263,34 @@ def test_departures_stand_beside_the_papers_setting(full: Results) -> None:
     table = shown(tables_checks.departures(full))
     assert len(table) == 1
     assert list(table.iloc[0, -4:]) == ["bfloat16", "41.00", "46.00", "-5.00"]
+
+
+def test_the_sink_stands_beside_its_control(full: Results) -> None:
+    (row,) = tables_sink.sink(full).rows
+    assert row[1:7] == ["Bi", "1.25", "300.0 (2)", "310.0 (1)", "30.0", "8.0"]
+    assert row[7:9] == ["30.00", "+4.00 [+3.00, +5.00]"]
+    assert row[10:] == ["45.00", "-1.00 [-2.00, +0.00]", "-4.00 [-5.00, -3.00]"]
+    assert "changes a score by 0.00 at most" in tables_sink.sink(full).notes[-1]
+    (row,) = tables_sink.sink_triples(full).rows
+    assert row[2:] == ["+0.0020", *["+0.0400 [+0.0300, +0.0500]"] * 2, "30.0", "34.0", "34.0"]
+    assert "attention_sink" not in set(tables_checks.departures(full).data["experiment"])
+
+
+def test_a_sink_that_was_not_measured_whole_is_marked(tmp_path: Path) -> None:
+    made.add_sink(tmp_path, "smollm2-135m")
+    folder = tmp_path / "raw/attention_sink/smollm2-135m/bi/mean"
+    for left in (PLAIN[0], CONTROL[1]):
+        (folder / f"STSBenchmark@{left.setting}.json").unlink()
+    (row,) = tables_sink.sink(load_results(tmp_path)).rows
+    assert row[2:8] == ["–"] * 6 and row[8] == "+4.00 [+3.00, +5.00]" and row[-1] == "–"
+
+
+def test_cost_of_the_sink_is_that_of_its_passes(tmp_path: Path) -> None:
+    made.add_sink(tmp_path, "smollm2-135m")
+    results = load_results(tmp_path)
+    data = tables_checks.cost(results).data
+    assert data[["runs", "tokens", "seconds"]].to_numpy().tolist() == [[3, 1500, 40]]
+    assert tables_log.runs_of(results)[["records", "seconds"]].to_numpy().tolist() == [[11, 40]]
 
 
 def test_cost_counts_what_is_shared_once(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ HEAVY = ("torch", "transformers", "mteb", "datasets", "peft", "sentence_transfor
 # The rows of the house from below; a module imports from its own row and those under it. What is
 # not listed stands above them all.
 BOTTOM = {
-    "errors", "paths", "registry", "registry_ablations", "registry_datasets",
+    "errors", "paths", "registry", "registry_ablations", "registry_datasets", "registry_sink",
     "registry_verdicts", "results", "provenance", "console", "adapters", "architectures",
 }  # fmt: skip
 SECOND = BOTTOM | {"attention", "pooling", "prompts", "assets", "batching", "folders", "inputs"}
