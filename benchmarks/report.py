@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -16,7 +15,7 @@ from typing import Any
 
 from analysis import render, tables_performance
 from llm2vec.paths import ROOT
-from llm2vec.provenance import capture_provenance
+from llm2vec.provenance import capture_provenance, processor
 from llm2vec.results import write_atomic
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -69,15 +68,9 @@ def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 # --------------------------------------------------------------------------- the file
 def machine() -> dict[str, Any]:
     """Processor, cores, memory and how busy they were when the benchmark began."""
-    name = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        name = names[0] if names else name
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
-        "processor": name or platform.machine(), "cores": os.cpu_count(),
+        "processor": processor(), "cores": os.cpu_count(),
         "memory_gb": round(memory, 1), "load": round(os.getloadavg()[0], 2),
     }  # fmt: skip
 

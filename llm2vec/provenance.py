@@ -25,7 +25,10 @@ PACKAGES = ("torch", "transformers", "peft", "mteb", "datasets", "numpy", "sciki
 
 @dataclass(frozen=True)
 class Provenance:
-    """One measurement's origin. ``started`` is UTC, ISO 8601."""
+    """One measurement's origin. ``started`` is UTC, ISO 8601; ``threads`` are torch's, 0 without.
+
+    Processor and threads decide how sums are split, and so the last bits of a score.
+    """
 
     commit: str
     dirty: bool
@@ -34,6 +37,8 @@ class Provenance:
     python: str
     platform: str
     cpus: int
+    processor: str
+    threads: int
     versions: dict[str, str]
     device: str
     dtype: str
@@ -95,11 +100,24 @@ def _version(package: str) -> str:
         return "absent"
 
 
+@functools.cache
+def processor() -> str:
+    """Name of the processor, as the system has it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
+
+
 def capture_provenance(
     device: str = "cpu", dtype: str = "float32", attention_implementation: str = "none"
 ) -> Provenance:
     """Origin of what this process measures; ``device`` and the rest as the encoder reports."""
     commit, dirty = git_state()
+    torch = sys.modules.get("torch")  # whoever measures with it has loaded it
     return Provenance(
         commit=commit,
         dirty=dirty,
@@ -108,6 +126,8 @@ def capture_provenance(
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
         cpus=os.cpu_count() or 0,
+        processor=processor(),
+        threads=torch.get_num_threads() if torch else 0,
         versions={name: _version(name) for name in PACKAGES},
         device=device,
         dtype=dtype,

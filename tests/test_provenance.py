@@ -197,6 +197,21 @@ def test_provenance_is_plain_json_and_names_versions() -> None:
     assert values["started"].endswith("+00:00")
 
 
+def test_provenance_tells_processors_and_threads_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either moves the last bits of a score."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        values = capture_provenance()
+    finally:
+        torch.set_num_threads(before)
+    assert values.threads == 3
+    assert len(values.processor) > 2
+    monkeypatch.delitem(sys.modules, "torch")
+    assert capture_provenance().threads == 0
+
+
 def test_an_absent_package_is_said_to_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "PACKAGES", ("no-such-package",))
     assert capture_provenance().versions == {"no-such-package": "absent"}
