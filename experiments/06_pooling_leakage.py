@@ -13,9 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from llm2vec.console import run
-from llm2vec.errors import SettingError
 from llm2vec.paths import results_dir
-from llm2vec.registry import get_model, get_variant, variants_of
 
 RESULTS = results_dir()
 Adapters = Literal["own", "published"]
@@ -32,42 +30,12 @@ def main(
     force: Annotated[bool, typer.Option("--force", help="Run again what is done.")] = False,
 ) -> None:
     """Compare the pooled beginnings of triples for one model and variant."""
-    entry, kind = get_model(model), get_variant(variant)
-    if kind.name not in variants_of(entry):
-        raise SettingError(
-            f"{model} has no variant {variant}. Valid: {', '.join(variants_of(entry))}."
-        )
+    from llm2vec.analyses import measure_leakage  # here: --help need not wait for torch
 
-    from tqdm import tqdm
-
-    from llm2vec import leakage, representations
-    from llm2vec.adapters import adapter_folders, adapter_hash, published_adapters
-    from llm2vec.encoder import load_encoder
-    from llm2vec.provenance import capture_provenance
-
-    chosen = leakage.load_triples(triples)
-    find = published_adapters if adapters == "published" else adapter_folders
-    hashes = tuple(adapter_hash(folder) for folder in find(entry, kind))
-    key = leakage.key_of(entry, kind, chosen, dtype)
-    settings = leakage.settings_of(entry, kind, chosen, dtype)
-    if not force and representations.is_complete(key, results, leakage.SUFFIX, settings, hashes):
-        typer.echo(f"done before: {key.path(results)}")
-        return
-
-    encoder = load_encoder(model, variant, adapters=adapters, dtype=dtype, device=device)
-    dtype = str(encoder.dtype).removeprefix("torch.")
-    origin = capture_provenance(str(encoder.device), dtype, encoder.attention_implementation)
-    with tqdm(total=len(chosen.triples), unit=" triples") as bar:
-        cosines = leakage.prefix_cosines(
-            encoder.backbone, encoder.tokenizer, chosen.triples,
-            echo=kind.echo, limit=encoder.max_length, progress=bar.update,
-        )  # fmt: skip
-    leakage.check_cosines(cosines, kind)
-    record = leakage.make_record(
-        cosines, entry, kind, chosen, adapters=encoder.adapters, provenance=origin
-    )
-    path = representations.write_with_arrays(record, results, leakage.SUFFIX, cosines.save)
-    typer.echo(f"{path}: {record.score:.3f} ranked right, gap {record.scores['gap']:+.4f}")
+    measure_leakage(
+        model, variant, results, triples=triples, adapters=adapters, device=device, dtype=dtype,
+        force=force,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

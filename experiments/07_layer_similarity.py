@@ -14,7 +14,6 @@ import typer
 
 from llm2vec.console import run
 from llm2vec.paths import results_dir
-from llm2vec.registry import get_model
 
 RESULTS = results_dir()
 
@@ -28,34 +27,9 @@ def main(
     force: Annotated[bool, typer.Option("--force", help="Run again what is done.")] = False,
 ) -> None:
     """Compare causal and bidirectional states of one untrained model, layer by layer."""
-    entry = get_model(model)
+    from llm2vec.analyses import measure_layers  # here: --help need not wait for torch
 
-    from tqdm import tqdm
-
-    from llm2vec import layers, representations
-    from llm2vec.loading import load_backbone, resolve_device, resolve_dtype
-    from llm2vec.provenance import capture_provenance
-
-    resolve_dtype(dtype, entry), resolve_device(device)  # before anything is fetched
-    texts = layers.read_paragraphs(paragraphs) if paragraphs else layers.wikipedia_paragraphs()
-    key = layers.key_of(entry, texts, dtype)
-    settings = layers.settings_of(entry, texts, dtype)
-    if not force and representations.is_complete(key, results, layers.SUFFIX, settings):
-        typer.echo(f"done before: {key.path(results)}")
-        return
-
-    backbone, tokenizer = load_backbone(model, dtype=dtype, device=device)
-    origin = capture_provenance(
-        str(backbone.device),
-        str(backbone.dtype).removeprefix("torch."),
-        str(backbone.config._attn_implementation),
-    )
-    sequences = layers.tokenize(tokenizer, texts.texts)
-    with tqdm(total=len(sequences), unit=" paragraphs") as bar:
-        found = layers.layer_similarity(backbone, sequences, progress=bar.update)
-    record = layers.make_record(found, entry, texts, provenance=origin)
-    path = representations.write_with_arrays(record, results, layers.SUFFIX, found.save)
-    typer.echo(f"{path}: mean cosine {record.score:.3f} over {record.n} paragraphs")
+    measure_layers(model, results, paragraphs=paragraphs, device=device, dtype=dtype, force=force)
 
 
 if __name__ == "__main__":
