@@ -11,7 +11,10 @@ extrapolated by steps, batches and tokens. What the published code spends on mer
 word by word and on bfloat16 probes is left out, in its favour.
 
 ``--accuracy-steps`` trains every task's probe both ways with the same order and seed, and
-compares the accuracies on the first ``--sentences`` of the test split.
+compares the accuracies on the first ``--sentences`` of the test split; with ``--stored-only`` on
+states stored as float32 and float16, without the published way and without timing anything:
+
+    python benchmarks/word_features.py --accuracy-steps 1500 --accuracy-train 1000 --stored-only
 """
 
 import time
@@ -20,7 +23,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -30,6 +33,7 @@ from tabulate import tabulate
 from llm2vec.batching import token_batches
 from llm2vec.console import run
 from llm2vec.encoder import LLM2Vec, load_encoder
+from llm2vec.errors import SettingError
 from llm2vec.features import STORED, WordFeatures, compute_states
 from llm2vec.probing import ProbeData, predict, probe_batches, train_probe
 from llm2vec.registry import PROBE, WORD_TASKS
@@ -199,10 +203,14 @@ def compare_time(lengths: dict[str, np.ndarray], unit: Measured, max_tokens: int
     return "\n".join([table, "", *lines])
 
 
-def compare_accuracy(
-    encoder: LLM2Vec, corpus: dict[str, list[Sentence]], steps: int, stored: Sequence[str]
-) -> str:
-    """Accuracy of probes trained on live states and on stored ones, same order and seed."""
+def accuracies(
+    encoder: LLM2Vec,
+    corpus: dict[str, list[Sentence]],
+    steps: int,
+    stored: Sequence[str],
+    live: bool = True,
+) -> list[dict[str, Any]]:
+    """Rows of accuracies: probes trained on live states and on stored ones, same order and seed."""
     everything = [s for split in corpus.values() for s in split]
     tokens = tokenize(encoder.tokenizer, everything, PROBE.max_length)
     edges = bounds(len(split) for split in corpus.values())
@@ -215,16 +223,18 @@ def compare_accuracy(
         ways = {"at every step": {
             split: LiveWords(encoder, tokens[slice(*spans[split])], labels[split], alignment)
             for split in corpus
-        }} | {name: {
+        }} if live else {}  # fmt: skip
+        ways |= {name: {
             split: ProbeData(features, alignment, labels[split], *spans[split])
             for split in corpus
         } for name, features in kept.items()}  # fmt: skip
-        row = [task]
-        for data in ways.values():
+        row: dict[str, Any] = {"accuracy": task}
+        for name, data in ways.items():
             probe = train_probe(data["train"], len(TAGS[task]), replace(PROBE, steps=steps))
-            row.append(100 * float((predict([probe], data["test"])[0] == labels["test"]).mean()))
+            right = (predict([probe], data["test"])[0] == labels["test"]).mean()
+            row[name] = 100 * float(right)
         rows.append(row)
-    return tabulate(rows, ["accuracy", *ways], tablefmt="github", floatfmt=".2f")
+    return rows
 
 
 def main(
@@ -234,17 +244,28 @@ def main(
     steps: Annotated[int, typer.Option(help="Published training steps measured.")] = 20,
     accuracy_steps: Annotated[int, typer.Option(help="Compare accuracies; 0: do not.")] = 0,
     accuracy_train: Annotated[int, typer.Option(help="Training sentences for that.")] = 14_041,
+    stored_only: Annotated[bool, typer.Option(help="Accuracies of stored states alone.")] = False,
 ) -> None:
     """Print tokens, seconds and, if asked, accuracies of both ways."""
+    if stored_only and not accuracy_steps:
+        raise SettingError("--stored-only compares accuracies: give --accuracy-steps")
     corpus, _ = load_corpus("conll2003")
     encoder = load_encoder(model, variant)
+    if not stored_only:
+        _print_time(encoder, corpus, sentences, steps)
+    if accuracy_steps:
+        part = {"train": corpus["train"][:accuracy_train], "test": corpus["test"][:sentences]}
+        rows = accuracies(encoder, part, accuracy_steps, ("float32", STORED), not stored_only)
+        print("\n" + tabulate(rows, "keys", tablefmt="github", floatfmt=".2f"))
+
+
+def _print_time(
+    encoder: LLM2Vec, corpus: dict[str, list[Sentence]], sentences: int, steps: int
+) -> None:
     tokens = {s: tokenize(encoder.tokenizer, c, PROBE.max_length) for s, c in corpus.items()}
     unit = measure(encoder, corpus, tokens, sentences, steps)
     lengths = {split: lengths_of(rows) for split, rows in tokens.items()}
     print(compare_time(lengths, unit, encoder.max_tokens))
-    if accuracy_steps:
-        part = {"train": corpus["train"][:accuracy_train], "test": corpus["test"][:sentences]}
-        print("\n" + compare_accuracy(encoder, part, accuracy_steps, ("float32", STORED)))
 
 
 if __name__ == "__main__":
