@@ -28,6 +28,7 @@ from analysis import (
     tables_own,
     tables_performance,
     tables_sink,
+    tables_verdicts,
 )
 from analysis.collect import Results, load_results, to_csv
 from analysis.figure_data import DATA
@@ -45,12 +46,14 @@ TABLES: Mapping[str, Callable[[Results], Table]] = {
     "table5": tables.table5,
     "table6": tables.table6,
     "table11": tables.table11,
-    "verdicts": tables.verdicts,
+    "verdicts": tables_verdicts.verdicts,
+    "bands": tables_verdicts.bands,
     "smollm2": tables_own.smollm2,
     "offline": tables_own.offline,
     "offline_intervals": tables_own.offline_intervals,
     "subset_tasks": tables_own.subset_tasks,
     "subset_intervals": tables_own.subset_intervals,
+    "echo": tables_own.echo,
     "words": tables_own.words,
     "words_mini": tables_own.words_mini,
     "alignment": tables_checks.alignment,

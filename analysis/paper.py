@@ -11,7 +11,7 @@ a small model of ours stands in tables of its own. How the paper's names map to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -20,9 +20,9 @@ import pandas as pd
 from analysis.collect import Results
 from analysis.means import Mean, columns_of_table1, exact, mean_of
 from llm2vec.errors import SettingError
-from llm2vec.registry import POOLINGS, SUITES, WORD_TASKS
+from llm2vec.registry import POOLINGS, SUITES, VARIANTS, WORD_TASKS
 from llm2vec.registry_verdicts import VERDICT_BANDS
-from llm2vec.results import NONE
+from llm2vec.results import NONE, Record
 
 VERSION = "arXiv:2404.05961v2"
 TABLES = (1, 2, 3, 4, 5, 6, 9, 11, 12)
@@ -73,6 +73,18 @@ def reruns(folder: Path) -> Mapping[tuple[str, str], float]:
     rows = read_numbers(folder / "reruns.csv")
     rows = rows[rows["table"] == "Table 11"]
     return {(row.model, row.task): row.rerun - row.printed for row in rows.itertuples()}
+
+
+def subset_noise(folder: Path) -> dict[str, float]:
+    """By model, how far Table 5's mean over the subset is from that of the same tasks in Table 11.
+
+    Both are printed of the same checkpoint and pooling, so this is what a re-run moves a mean by.
+    """
+    variant, pooling = LLM2VEC
+    five = printed(5, folder).set_index(["model", "variant", "pooling"])["score"]
+    tasks = printed(11, folder).pivot(index="task", columns="model", values="score")
+    means = tasks.loc[list(SUITES["subset"])].mean()
+    return {model: five[model, variant, pooling] - means[model] for model in tasks}
 
 
 def our_names(model: str, variant: str, pooling: str) -> tuple[str, str, str]:
@@ -185,14 +197,35 @@ def verdict_counts(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["table", "printed numbers", *VERDICTS])
 
 
-def cost_ratio(results: Results, model: str) -> tuple[float, float, int] | None:
-    """Echo's seconds and tokens as multiples of LLM2Vec's, and the tasks that both have run."""
-    rows = results.of("mteb_subset", "mteb_full", "offline_suite")
-    rows = rows[(rows["model"] == model) & (rows["pooling"] == ECHO_POOLING)]
-    cost = rows.drop_duplicates(["variant", "task"], keep="last").set_index(["variant", "task"])
-    both = [task for v, task in cost.index if v == "echo" and (LLM2VEC[0], task) in cost.index]
+def cost_alone(record: Record) -> tuple[float, float]:
+    """Seconds and tokens of a record as if no other pooling had been asked for with it.
+
+    Poolings that are recorded together share their passes, but ``eos`` under bidirectional
+    attention has a pass of its own, as long as the other's.
+    """
+    cost, bidirectional = record.cost, VARIANTS[record.variant].attention == "bidirectional"
+    passes = 2 if bidirectional and cost.get("poolings_sharing", 1) > 1 else 1
+    encoding = cost.get("encoding_seconds", cost["seconds"])
+    return cost["seconds"] - encoding + encoding / passes, cost["tokens"] / passes
+
+
+def cost_ratio(
+    results: Results, model: str, experiments: Sequence[str], tasks: Container[str]
+) -> tuple[float, float, int] | None:
+    """Echo's seconds and tokens as multiples of LLM2Vec's, and how many tasks both have run."""
+    cost: dict[str, dict[str, tuple[float, float]]] = {"echo": {}, LLM2VEC[0]: {}}
+    for record in results.records:
+        if (
+            record.experiment in experiments and record.model == model
+            and record.setting is None and record.pooling == ECHO_POOLING
+            and record.variant in cost and record.task in tasks
+        ):  # fmt: skip
+            cost[record.variant][record.task] = cost_alone(record)
+    both = cost["echo"].keys() & cost[LLM2VEC[0]].keys()
     if not both:
         return None
-    echo, ours = (cost.loc[[(v, t) for t in both], ["seconds", "tokens"]].sum()
-                  for v in ("echo", LLM2VEC[0]))  # fmt: skip
-    return echo["seconds"] / ours["seconds"], echo["tokens"] / ours["tokens"], len(both)
+    echo, ours = (
+        [sum(cost[variant][task][part] for task in both) for part in (0, 1)]
+        for variant in ("echo", LLM2VEC[0])
+    )
+    return echo[0] / ours[0], echo[1] / ours[1], len(both)

@@ -16,12 +16,9 @@ from analysis.means import CATEGORIES, tasks_by_category
 from analysis.paper import (
     COLUMNS_OF,
     LLM2VEC,
-    VERDICTS,
     compare,
     cost_ratio,
-    our_names,
     printed,
-    verdict_counts,
 )
 from analysis.render import NOT_RUN, Cell, Origin, Table, bold_best, number
 from llm2vec.registry import (
@@ -31,7 +28,6 @@ from llm2vec.registry import (
     VARIANTS,
     WORD_TASKS,
 )
-from llm2vec.registry_verdicts import VERDICT_BANDS
 
 PAPER_NOTE = "Paper: arXiv 2404.05961v2. Scores times 100."
 ECHO_NOTE = "The paper does not state Echo's pooling; ours is the mean over the second occurrence."
@@ -278,7 +274,7 @@ def table6(results: Results) -> Table:
     rows, data = [], []
     for model in dict.fromkeys(printed(6, results.paper)["model"]):
         ours, echo = hours.loc[model, "llm2vec"], hours.loc[model, "echo"]
-        cost = cost_ratio(results, model)
+        cost = cost_ratio(results, model, ("mteb_subset", "mteb_full"), SUITES["full"])
         seconds, tokens, count = cost or (None, None, 0)
         data.append((model, ours, echo, echo / ours, seconds, tokens, count))
         rows.append([
@@ -298,25 +294,4 @@ def table6(results: Results) -> Table:
         groups=[("", 1), ("Paper", 3), ("Reproduced, Echo / LLM2Vec", 2), ("", 1)],
         notes=("The paper's hours are approximate, on 8 A100 GPUs; other hardware, so no "
                "verdict. Our ratios are over the tasks that both variants have run.",),
-    )  # fmt: skip
-
-
-def verdicts(results: Results) -> Table:
-    """How many printed numbers are reproduced, close, different, not run; and the bands."""
-    frame = verdict_counts(results)
-    rows = [[str(value) for value in row] for row in frame.itertuples(index=False)]
-    bands = [
-        f"{kind.capitalize()}: reproduced within {band.reproduced:g} points, close within "
-        f"{band.close:g}; {band.reason}."
-        for kind, band in VERDICT_BANDS.items()
-    ]
-    done = int(frame["printed numbers"].sum() - frame["not run"].sum())
-    models = {our_names(row.model, row.variant, row.pooling)[0]
-              for row in printed(1, results.paper).itertuples()}  # fmt: skip
-    scores = results.scores
-    return Table(
-        "verdicts", "Verdicts on the paper's printed numbers",
-        ["Table", "Printed numbers", *(name.capitalize() for name in VERDICTS)],
-        rows, "lrrrrr", frame, Origin.of(scores[scores["model"].isin(models)]),
-        f"{done} of {int(frame['printed numbers'].sum())} printed cells reproduced", notes=bands,
     )  # fmt: skip

@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.collect import Results, Score
 from analysis.means import exact, mean_of, tasks_by_category
+from analysis.paper import ECHO_POOLING, LLM2VEC, cost_ratio
 from analysis.render import NOT_RUN, Cell, Origin, Table, bold_best, number
 from analysis.tables import (
     WORD_DISPLAY,
@@ -230,6 +231,38 @@ def offline_intervals(results: Results) -> Table:
     return _intervals(
         "offline_intervals", "The offline suite by task, with 95 % intervals", results.offline,
         SUITES["offline"], Origin.of(results.of("offline_suite")),
+    )  # fmt: skip
+
+
+def echo(results: Results) -> Table:
+    """What Echo scores and what it costs, beside LLM2Vec, over the tasks that both have run."""
+    suites = (("MTEB", ("mteb_subset", "mteb_full"), results.mteb),
+              ("offline suite", ("offline_suite",), results.offline))  # fmt: skip
+    header = ["Model", "Suite", "Tasks", "LLM2Vec", "Echo", "tokens", "seconds"]
+    columns = ["model", "suite", "tasks", "llm2vec", "echo", "tokens_ratio", "seconds_ratio"]
+    notes = ("Scores times 100, mean pooling, of the tasks that both have run; cost: Echo's as a "
+             "multiple of LLM2Vec's, the same tasks. Tokens are exact; seconds are of the runs, "
+             "whatever else the machine had to do.",)  # fmt: skip
+    data = []
+    for model in MODELS:
+        for suite, experiments, cells in suites:
+            ours, other = (cells.get((model, variant, ECHO_POOLING), {})
+                           for variant in (LLM2VEC[0], "echo"))  # fmt: skip
+            both = sorted(exact(ours).keys() & exact(other).keys())
+            if ratio := cost_ratio(results, model, experiments, both):
+                scores = [mean_of(exact(cell), both).value for cell in (ours, other)]
+                data.append((model, suite, len(both), *scores, ratio[1], ratio[0]))
+    frame = pd.DataFrame(data, columns=columns)
+    if not data:
+        return _nothing("echo", "Echo: score and cost", header, notes, frame)
+    rows = [[display_model(m), suite, str(n), *(number(v) for v in values)]
+            for m, suite, n, *values in data]  # fmt: skip
+    origin = results.of("mteb_subset", "mteb_full", "offline_suite")
+    origin = origin[origin["variant"].isin(["echo", LLM2VEC[0]])]
+    return Table(
+        "echo", "Echo: score and cost", header, rows, "ll" + "r" * 5, frame, Origin.of(origin),
+        f"{max(row[2] for row in data)} at most", notes=notes,
+        groups=[("", 3), ("Score", 2), ("Cost, Echo / LLM2Vec", 2)],
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """How far a reproduced number may be from the printed one: bands that rest on observed noise.
 
-Part of the registry, in a file of its own; read by ``analysis/paper.py``. Without torch.
+Part of the registry, in a file of its own; read by ``analysis/paper.py``. The noise itself is
+measured where it stands beside the bands, in ``analysis/tables_verdicts.py``. Without torch.
 """
 
 from __future__ import annotations
@@ -22,17 +23,14 @@ class Band:
 VERDICT_BANDS: Mapping[str, Band] = MappingProxyType({
     "word": Band(
         0.5, 1.5,
-        "accuracy of one word-level task: the paper prints one run of the probe; another seed of "
-        "the probe moves it by a few tenths, another seed of the adapter by more",
+        "the paper prints one run of the probe; a retrained adapter adds a seed of its own",
     ),
     "task": Band(
         0.5, 2.0,
-        "one sentence-level task: in mteb's own re-runs of the paper's checkpoints 14 scores "
-        "moved, by 2.2 points in the median (reruns.csv)",
+        "one draw of training texts or clusters; libraries and data move single scores further",
     ),
     "mean": Band(
         0.3, 1.0,
-        "a mean over tasks: the paper's Tables 5 and 11 differ by up to 0.09 for the same "
-        "checkpoint, so 0.1 is the noise of a re-run; a retrained adapter adds its seed",
+        "a mean moves less than its parts; a retrained adapter adds a seed of its own",
     ),
 })  # fmt: skip

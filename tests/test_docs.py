@@ -25,7 +25,7 @@ from test_cli import llm2vec
 from llm2vec import LLM2Vec, cli, console, folders, loading, registry
 from llm2vec.encoder import load_encoder
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 HARMLESS = {"git", "cd", "source", "export", "hf", "printf", "pip"}
@@ -121,6 +121,20 @@ def test_the_check_finds_what_is_wrong(words: str) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_sections_that_are_linked_to_exist() -> None:
+    for page in PAGES:
+        text = page.read_text()
+        titles = re.findall(r"^#+ (.*)$", BLOCK.sub("", text), re.M)
+        anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+        assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors, page.name
+
+
+def test_results_show_every_figure_that_was_drawn() -> None:
+    shown = set(LINK.findall((ROOT / "results" / "README.md").read_text()))
+    drawn = {f"figures/{path.name}" for path in (ROOT / "results" / "figures").glob("*.png")}
+    assert drawn <= shown
 
 
 def test_modules_and_files_that_are_named_exist() -> None:
