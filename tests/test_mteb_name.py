@@ -59,7 +59,7 @@ def exported(make_tiny_llama, tmp_path: Path) -> list[tuple[LLM2Vec, Path]]:
 
 
 @pytest.fixture(autouse=True)
-def registry() -> Iterator[None]:
+def mteb_registry() -> Iterator[None]:
     """What a test registers is gone after it."""
     names = dict(MODEL_REGISTRY)
     yield
