@@ -73,6 +73,7 @@ WAYS: dict[str, Way] = {
         Way(UP_TO, GPU, stop=EVALUATE),
     ".venv/bin/python experiments/05_mteb_full.py --model mistral-7b --variant bi-mntp-simcse "
     "--adapters published": Way(UP_TO, GPU, stop=EVALUATE),
+    "make claims": Way(REAL, says="words-bi-llama"),
     "make tables": Way(REAL, says=" 0 of "),
     "make check": Way(REAL, says="generated files are up to date"),
     "source .venv/bin/activate": Way(NAMED, SHELL),
