@@ -30,7 +30,8 @@ from llm2vec.errors import SettingError, UnknownNameError
 from llm2vec.folders import CONFIG, open_checkpoint
 from llm2vec.inputs import Pair, as_pairs
 from llm2vec.loading import load_backbone, merge_adapter, resolve_model
-from llm2vec.pooling import last_pool, mean_pool, weighted_mean_pool
+from llm2vec.pooling import last_pool, mean_pool, rows_of, weighted_mean_pool
+from llm2vec.portions import ahead, portions
 from llm2vec.registry import (
     POOLINGS,
     TEXT_MAX_LENGTH,
@@ -44,6 +45,7 @@ from llm2vec.registry import (
 from llm2vec.results import write_atomic
 
 OWN = "none"  # the pooling axis of encoder baselines
+CHUNK = 500_000  # characters that are tokenized at a time
 
 
 class LLM2Vec:
@@ -252,14 +254,13 @@ class LLM2Vec:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
         pairs = as_pairs(sentences)
         wanted = tuple(dict.fromkeys(map(self._own_name, poolings or self.poolings)))
-        unique = list(dict.fromkeys(pairs))
-        row_of = {pair: row for row, pair in enumerate(unique)}
-        rows = [row_of[pair] for pair in pairs]
+        row_of: dict[Pair, int] = {}
+        rows = np.array([row_of.setdefault(pair, len(row_of)) for pair in pairs], np.intp)
+        unique = list(row_of)
         out: dict[str, np.ndarray] = {}
         for group, append_eos in self._passes(wanted):
-            vectors = self._run(unique, group, append_eos, batch_size, show_progress_bar)
-            out |= {pooling: values[rows] for pooling, values in vectors.items()}
-        return out
+            out |= self._run(unique, group, append_eos, batch_size, show_progress_bar)
+        return out if len(unique) == len(rows) else {p: values[rows] for p, values in out.items()}
 
     def _own_name(self, pooling: str) -> str:
         if self.variant.attention != "own":
@@ -285,24 +286,23 @@ class LLM2Vec:
         show_progress_bar: bool,
     ) -> dict[str, np.ndarray]:
         out = {p: np.zeros((len(pairs), self.embedding_size), np.float32) for p in poolings}
-        if not pairs:
-            return out
-        tokens = self.tokenize(pairs, append_eos)
+        cut: list[int] = []  # these lose a token to EOS, which only the pooling "eos" may feel
+        chunks = portions([len(instruction) + len(text) for instruction, text in pairs], CHUNK)
         with tqdm(total=len(pairs), unit=" texts", disable=not show_progress_bar) as bar:
-            for batch in iterate(
-                self.backbone,
-                [t.ids for t in tokens],
-                self.tokenizer.pad_token_id,
-                self.max_tokens,
-                max_rows=batch_size,
-                progress=bar.update,
+            for rows, tokens in ahead(
+                lambda rows: self.tokenize([pairs[row] for row in rows], append_eos), chunks
             ):
-                span = _span(tokens, batch)
-                for pooling in poolings:
-                    out[pooling][batch.indices] = self._pool(batch, span, pooling).cpu().numpy()
+                for batch in iterate(
+                    self.backbone, [t.ids for t in tokens], self.tokenizer.pad_token_id,
+                    self.max_tokens, max_rows=batch_size, progress=bar.update,
+                ):  # fmt: skip
+                    span = rows_of([tokens[i].span for i in batch.indices], batch.mask)
+                    places = [rows[index] for index in batch.indices]
+                    for pooling in poolings:
+                        out[pooling][places] = self._pool(batch, span, pooling).cpu().numpy()
+                cut += [row for row, row_tokens in zip(rows, tokens, strict=True) if row_tokens.cut]
         others = tuple(p for p in poolings if p != "eos")
-        cut = [row for row, row_tokens in enumerate(tokens) if row_tokens.cut]
-        if others and cut:  # these lost a token to EOS, which only the pooling "eos" may feel
+        if others and cut:
             again = self._run([pairs[row] for row in cut], others, False, batch_size, False)
             for pooling in others:
                 out[pooling][cut] = again[pooling]
@@ -335,14 +335,6 @@ class LLM2Vec:
                 for (instruction, _), text in zip(pairs, texts, strict=True)
             ]
         return prompts.tokenize(built, self.tokenizer, self.max_length, append_eos)
-
-
-def _span(tokens: Sequence[prompts.Tokens], batch: Batch) -> torch.Tensor:
-    span = torch.zeros_like(batch.mask)
-    for row, index in enumerate(batch.indices):
-        marks = tokens[index].span
-        span[row, : len(marks)] = torch.as_tensor(marks, device=span.device)
-    return span
 
 
 def _attention_of(backbone: PreTrainedModel) -> str:

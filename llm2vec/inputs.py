@@ -37,7 +37,14 @@ def _as_pair(item: Any, index: int) -> Pair:
             f"item {index} is {type(item).__name__}: give a text (str) or a pair "
             "[instruction, text] of two strings"
         )
-    instruction, text = (
-        p.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for p in parts
-    )
+    instruction, text = map(_valid, parts)
     return instruction.strip(), text
+
+
+def _valid(text: str) -> str:
+    """The text itself where UTF-8 can hold it: of many texts, copies would be felt."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return str(text)

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from llm2vec.errors import LLM2VecError, SettingError
+from llm2vec.portions import portions
 
 PORTIONS = 4  # for each process and call: few enough to fill batches, enough to even out the end
 _FACTS = (
@@ -112,8 +113,8 @@ class ParallelEncoder:
         wanted = tuple(dict.fromkeys(poolings or self.poolings))
         unique = list(dict.fromkeys(pairs))
         out = {p: np.zeros((len(unique), self.embedding_size), np.float32) for p in wanted}
-        waiting = _portions([len(p) if isinstance(p, str) else len(p[0]) + len(p[1])
-                             for p in unique], PORTIONS * len(self.devices))  # fmt: skip
+        lengths = [len(p) if isinstance(p, str) else len(p[0]) + len(p[1]) for p in unique]
+        waiting = portions(lengths, sum(lengths) / (PORTIONS * len(self.devices)))
         busy: dict[int, list[int]] = {}
         try:
             for index in range(len(self._pipes)):
@@ -176,20 +177,6 @@ class ParallelEncoder:
             f"the process of {self.devices[index]} {how}, exit code {code}{hint}. What was "
             "finished is kept; the same command goes on from there."
         )
-
-
-def _portions(lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Rows in about ``count`` portions of equal total length, longest rows first."""
-    limit = sum(lengths) / max(count, 1)
-    portions: list[list[int]] = []
-    size = 0.0
-    for row in sorted(range(len(lengths)), key=lambda r: -lengths[r]):
-        if not portions or size >= limit:
-            portions.append([])
-            size = 0.0
-        portions[-1].append(row)
-        size += lengths[row]
-    return portions
 
 
 # --------------------------------------------------------------------------- the other side

@@ -7,7 +7,17 @@ the first pooled token, so an instruction shifts nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+
+
+def rows_of(spans: Sequence[Sequence[bool]], mask: torch.Tensor) -> torch.Tensor:
+    """Marks of each row as one mask, False where there is padding: mask (b, l) -> (b, l) bool."""
+    span = torch.zeros(mask.shape, dtype=torch.bool)
+    for row, marks in enumerate(spans):
+        span[row, : len(marks)] = torch.as_tensor(marks)
+    return span.to(mask.device)
 
 
 def mean_pool(hidden: torch.Tensor, span: torch.Tensor) -> torch.Tensor:

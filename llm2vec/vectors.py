@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from llm2vec.encoder import LLM2Vec, Pair
 from llm2vec.errors import LLM2VecError
+from llm2vec.portions import portions
 
 PART_CHARACTERS = 100_000  # about 25,000 tokens for a device: what a killed run loses at most
 ATTEMPTS = 20  # at reading rows whose parts another job, done with them, deletes meanwhile
@@ -239,12 +240,5 @@ class Vectors:
 
 def _parts(pairs: list[Pair], characters: int) -> list[list[Pair]]:
     """Pairs in parts of similar length, longest first, of about ``characters`` each."""
-    parts: list[list[Pair]] = []
-    size = 0
-    for pair in sorted(pairs, key=lambda p: -len(p[0]) - len(p[1])):
-        if not parts or size > characters:
-            parts.append([])
-            size = 0
-        parts[-1].append(pair)
-        size += len(pair[0]) + len(pair[1])
-    return parts
+    lengths = [len(instruction) + len(text) for instruction, text in pairs]
+    return [[pairs[row] for row in rows] for rows in portions(lengths, characters)]

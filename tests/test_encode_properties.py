@@ -136,6 +136,15 @@ def test_what_is_read_is_valid_unicode_and_nothing_is_lost(given_: list) -> None
             assert text == whole
 
 
+def test_valid_texts_are_not_copied() -> None:
+    """Of a million texts each copy would be felt."""
+    given_ = ["a dog", "naïve café", "👩‍👩‍👧", "x\udc00y"]
+    same = [read is text for (_, read), text in zip(as_pairs(given_), given_, strict=True)]
+    assert same == [True, True, True, False]
+    ((instruction, text),) = as_pairs([(np.str_("find:"), np.str_("a dog"))])
+    assert type(instruction) is type(text) is str
+
+
 def test_an_error_inside_a_generator_is_not_swallowed(encoder: LLM2Vec) -> None:
     def broken() -> Iterable[str]:
         yield "a dog"

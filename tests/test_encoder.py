@@ -207,6 +207,27 @@ def test_the_batch_makes_no_difference(make_encoder: MakeEncoder, variant: str) 
         close(small[pooling], together[pooling])
 
 
+@pytest.mark.parametrize("variant", ["uni", "bi", "echo"])
+@pytest.mark.parametrize("max_length", [12, 512])
+def test_texts_in_portions_come_back_as_if_all_at_once(
+    make_encoder: MakeEncoder, monkeypatch: pytest.MonkeyPatch, variant: str, max_length: int
+) -> None:
+    """Tokens are kept for one portion at a time, also of texts that lose a token to EOS."""
+    encoder = make_encoder(variant, max_length=max_length)
+    pairs = [["", "abcdefghijklmnop"[:n]] for n in range(3, 15)]
+    pairs += [[INSTRUCTION, t] for t in TEXTS]
+    expected = encoder.encode_poolings(pairs)
+    tokenize, sizes = encoder.tokenize, []
+    monkeypatch.setattr(encoder_module, "CHUNK", 30)
+    monkeypatch.setattr(
+        encoder, "tokenize", lambda part, eos=False: sizes.append(len(part)) or tokenize(part, eos)
+    )
+    got = encoder.encode_poolings(pairs)
+    for pooling in POOLINGS:
+        close(got[pooling], expected[pooling])
+    assert len(sizes) > 5 and max(sizes) < 11
+
+
 # --------------------------------------------------------------------------- poolings
 @pytest.mark.parametrize("variant", ["uni", "bi", "echo"])
 @pytest.mark.parametrize("max_length", [12, 512])

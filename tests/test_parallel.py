@@ -12,12 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from parallel_help import load_fake, load_or_fail, load_tiny, vector_of
 
 from llm2vec.errors import SettingError
-from llm2vec.parallel import ParallelEncoder, WorkerError, _portions, split_devices
+from llm2vec.parallel import ParallelEncoder, WorkerError, split_devices
 
 TEXTS = [f"{'word ' * (i % 17)}number {i % 40}" for i in range(100)]
 PAIRS = [("say:", text) if i % 3 else text for i, text in enumerate(TEXTS)]
@@ -59,18 +57,6 @@ def test_it_says_what_the_encoder_says(two: ParallelEncoder) -> None:
     assert (two.model.name, two.variant.name) == ("smollm2-135m", "uni")
     assert two.adapters == ("a" * 64,)
     assert (two.device, two.dtype, two.embedding_size) == ("cpu,cpu", "torch.float32", 4)
-
-
-@given(st.lists(st.integers(0, 500), max_size=60), st.integers(1, 9))
-def test_portions_hold_every_row_once_and_are_alike(lengths: list[int], count: int) -> None:
-    portions = _portions(lengths, count)
-    assert sorted(row for portion in portions for row in portion) == list(range(len(lengths)))
-    assert all(portions)
-    fair = sum(lengths) / count
-    sizes = [sum(lengths[row] for row in portion) for portion in portions]
-    assert all(size <= fair + max(lengths) for size in sizes)
-    if fair:
-        assert len(portions) <= count + 1
 
 
 # --------------------------------------------------------------------------- failures

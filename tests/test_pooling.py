@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2vec.pooling import last_pool, mean_pool, weighted_mean_pool
+from llm2vec.pooling import last_pool, mean_pool, rows_of, weighted_mean_pool
 
 POOLS = (mean_pool, weighted_mean_pool, last_pool)
 MEANS = (mean_pool, weighted_mean_pool)
@@ -140,3 +140,12 @@ def test_rows_do_not_mix(pool: Pool, lengths: list[int], seed: int) -> None:
     hidden[0] += 5.0
     torch.testing.assert_close(pool(hidden, mask)[1:], before[1:])
     torch.testing.assert_close(pool(hidden, mask)[0], before[0] + 5.0, rtol=1e-5, atol=1e-5)
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_marks_of_rows_make_one_mask(spans: list[list[bool]]) -> None:
+    mask = torch.zeros(len(spans), max(map(len, spans)), dtype=torch.long)
+    got = rows_of(spans, mask)
+    assert got.dtype == torch.bool and got.shape == mask.shape
+    for row, marks in zip(got.tolist(), spans, strict=True):
+        assert row == [*marks, *[False] * (len(row) - len(marks))]
