@@ -14,6 +14,7 @@ import typer
 
 from llm2vec.console import run
 from llm2vec.paths import results_dir
+from llm2vec.registry import DTYPES
 
 RESULTS = results_dir()
 Adapters = Literal["own", "published"]
@@ -26,7 +27,7 @@ def main(
     adapters: Annotated[Adapters, typer.Option(help="Trained here, or the authors'.")] = "own",
     results: Annotated[Path, typer.Option(help="Results folder.")] = RESULTS,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.")] = None,
+    dtype: Annotated[str | None, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run again what is done.")] = False,
 ) -> None:
     """Compare the pooled beginnings of triples for one model and variant."""

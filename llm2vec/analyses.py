@@ -51,8 +51,9 @@ def measure_leakage(
         return key.path(results)
 
     encoder = load_encoder(model, variant, adapters=adapters, dtype=dtype, device=device)
-    dtype = str(encoder.dtype).removeprefix("torch.")
-    origin = capture_provenance(str(encoder.device), dtype, encoder.attention_implementation)
+    origin = capture_provenance(
+        str(encoder.device), encoder.precision, encoder.attention_implementation
+    )
     with tqdm(total=len(chosen.triples), unit=" triples") as bar:
         cosines = leakage.prefix_cosines(
             encoder.backbone, encoder.tokenizer, chosen.triples,

@@ -23,6 +23,7 @@ from llm2vec.errors import SettingError, UnknownNameError
 from llm2vec.folders import check_output, open_checkpoint
 from llm2vec.registry import (
     ADAPTER_SOURCES,
+    DTYPES,
     MODELS,
     VARIANTS,
     get_model,
@@ -60,7 +61,7 @@ Adapters = Annotated[
 PoolingName = Annotated[
     str | None, typer.Option("--pooling", help="mean, weighted_mean or eos; default mean.")
 ]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help=", ".join(DTYPES) + ".")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
 Devices = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda; several: cuda:0,cuda:1 or cuda:all.")

@@ -30,6 +30,7 @@ from llm2vec.errors import SettingError, UnknownNameError
 from llm2vec.folders import CONFIG, open_checkpoint
 from llm2vec.inputs import Pair, as_pairs
 from llm2vec.loading import load_backbone, merge_adapter, resolve_model
+from llm2vec.mixed import loading_dtype, precision_of, set_precision
 from llm2vec.pooling import last_pool, mean_pool, rows_of, weighted_mean_pool
 from llm2vec.portions import ahead, portions
 from llm2vec.registry import (
@@ -131,14 +132,16 @@ class LLM2Vec:
         model = checkpoint.model(resolve_model(checkpoint.base))
         variant = _variant(model, settings, enable_bidirectional)
         model_kwargs.pop("trust_remote_code", None)
+        dtype = dtype or torch_dtype
         backbone, tokenizer = load_backbone(
-            checkpoint.base, dtype=dtype or torch_dtype, device=device,
+            checkpoint.base, dtype=loading_dtype(dtype), device=device,
             tokenizer=checkpoint.tokenizer, **model_kwargs,
         )  # fmt: skip
         if variant.attention != "own":
             set_attention(backbone, variant.attention == "bidirectional")
         for folder in checkpoint.adapters:
             backbone = merge_adapter(backbone, folder)
+        set_precision(backbone, dtype)
         return cls(
             backbone,
             tokenizer,
@@ -193,7 +196,13 @@ class LLM2Vec:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the states; see ``precision`` for that of the products."""
         return self.backbone.dtype
+
+    @property
+    def precision(self) -> str:
+        """Name of the dtype as commands take it, as in ``bfloat16-mixed``."""
+        return precision_of(self.backbone)
 
     @property
     def attention_implementation(self) -> str:
@@ -370,11 +379,12 @@ def load_encoder(
     model, variant = get_model(model_name), get_variant(variant_name)
     find = published_adapters if adapters == "published" else adapter_folders
     folders = find(model, variant)
-    backbone, tokenizer = load_backbone(model_name, dtype=dtype, device=device)
+    backbone, tokenizer = load_backbone(model_name, dtype=loading_dtype(dtype), device=device)
     if variant.attention != "own":
         set_attention(backbone, variant.attention == "bidirectional")
     for folder in folders:
         backbone = merge_adapter(backbone, folder, model.name)
+    set_precision(backbone, dtype)
     return LLM2Vec(
         backbone,
         tokenizer,

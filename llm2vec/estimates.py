@@ -20,7 +20,7 @@ from llm2vec.results import Record
 
 CHARACTERS = 4.2  # per token
 GPU_FLOPS = 1e14  # where no record says: an A100 in bfloat16
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "bfloat16-mixed": 2}
 BATCH_TOKENS = 2048  # llm2vec.batching.MAX_TOKENS
 WIDTHS_ALIVE = 16  # hidden widths that one token holds at the peak of a block (MLP, attention)
 RUNTIME = 1.5e9  # Python, torch, tokenizer, data frames

@@ -50,6 +50,7 @@ from llm2vec.attention import check_attention
 from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import AttentionError, LLM2VecError, SettingError
 from llm2vec.folders import CONFIG, TOKENIZER, check_output
+from llm2vec.mixed import MIXED
 from llm2vec.model_card import Score, write_card
 from llm2vec.prompts import build_prompt, format_instruction
 from llm2vec.registry import PARTS, TASKS, get_pooling, get_variant
@@ -90,6 +91,8 @@ def export(
     output = Path(output)
     check_output(output)
     check_settings(encoder.variant.name, encoder.pooling)
+    if encoder.precision == MIXED:
+        raise SettingError(f"{MIXED} is a way to compute; load the encoder in float32 to export it")
     partial = output.parent / f".{output.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -186,7 +186,7 @@ def features_key(encoder: LLM2Vec, tokens: Sequence[Tokens], stored: str) -> dic
         "revision": encoder.model.revision,
         "variant": encoder.variant.name,
         "adapters": list(encoder.adapters),
-        "dtype": str(encoder.dtype),
+        "dtype": f"torch.{encoder.precision}",
         "attention": str(encoder.backbone.config._attn_implementation),
         "tokens": token_digest(t.ids for t in tokens),
         "stored": stored,

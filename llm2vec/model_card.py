@@ -131,7 +131,7 @@ def _usage(encoder: LLM2Vec) -> list[str]:
         "| setting | value |", "|---|---|",
         f"| attention | {encoder.variant.attention} |", f"| pooling | {encoder.pooling} |",
         f"| longest input | {encoder.max_length} tokens |",
-        f"| dtype | {str(encoder.dtype).removeprefix('torch.')} |", "",
+        f"| dtype | {encoder.precision} |", "",
     ]  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def _scores(scores: list[Score]) -> list[str]:
 
 def _provenance(encoder: LLM2Vec, adapters: list[Path]) -> list[str]:
     origin = capture_provenance(
-        str(encoder.device), str(encoder.dtype), encoder.attention_implementation
+        str(encoder.device), encoder.precision, encoder.attention_implementation
     )
     lines = [
         "## Provenance", "",

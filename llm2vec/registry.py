@@ -269,7 +269,7 @@ POOLINGS = ("eos", "mean", "weighted_mean")
 POOLING_DISPLAY = MappingProxyType(
     {"eos": "EOS", "mean": "Mean", "weighted_mean": "W. mean", "none": "own"}
 )
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "bfloat16-mixed")  # the last: mixed.py
 ADAPTER_SOURCES = ("own", "published")  # trained here or shipped; the authors' on the hub
 POOLING_ALIASES = MappingProxyType({"eos_token": "eos", "last_token": "eos"})
 
