@@ -2,7 +2,8 @@
 
 A fixed number of texts wastes most of a batch on padding; here a batch is closed when its
 padded size would exceed ``max_tokens``. Rows are padded on the right, which every positional
-encoding takes; a batch without padding runs without a mask.
+encoding takes; a batch without padding runs without a mask. On a CPU some layers run in faster
+kernels meanwhile (:mod:`llm2vec.kernels`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+
+from llm2vec.kernels import faster_forwards, replaced
 
 MAX_TOKENS = 2048
 
@@ -88,7 +91,7 @@ def iterate(
     ``progress`` is told the number of sequences after each batch. The model must be in
     evaluation mode.
     """
-    device = backbone.device
+    device, forwards = backbone.device, faster_forwards(backbone)
     for indices in token_batches([len(s) for s in sequences], max_tokens, max_rows):
         width = len(sequences[indices[0]])
         ids = torch.full((len(indices), width), pad_id, dtype=torch.long)
@@ -99,12 +102,13 @@ def iterate(
             mask[row, :length] = True
         mask = mask.to(device)
         extra: dict[str, Any] = {} if backbone.config.is_encoder_decoder else {"use_cache": False}
-        out = backbone(
-            input_ids=ids.to(device),
-            attention_mask=None if bool(mask.all()) else mask.long(),
-            output_hidden_states=layers,
-            **extra,
-        )
+        with replaced(forwards):
+            out = backbone(
+                input_ids=ids.to(device),
+                attention_mask=None if bool(mask.all()) else mask.long(),
+                output_hidden_states=layers,
+                **extra,
+            )
         yield Batch(indices, out.last_hidden_state, mask, out.hidden_states if layers else ())
         if progress is not None:
             progress(len(indices))
