@@ -1,8 +1,8 @@
 """A table as markdown, as booktabs LaTeX and as CSV.
 
 The CSV holds the data (tidy, unrounded); markdown and LaTeX show the same cells. LaTeX needs the
-packages booktabs and graphicx, and longtable where a table may run over a page. Its first lines
-are comments that say which records it comes from, so that a cited table can be traced.
+packages booktabs and graphicx; a table that is too long for a page is several. Its first lines are
+comments that say which records it comes from, so that a cited table can be traced.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from tabulate import tabulate
 from llm2vec.paths import ROOT
 
 NOT_RUN = "–"
-LONG = 60  # rows that still fit on a page
-WIDE = 7  # columns that fit a text line without scaling
+LONG, LONG_PARAGRAPHS = 45, 8  # rows that still fit on a page, of lines and of paragraphs
+# Opens a box that is made smaller where it is wider than the text, and left as it is elsewhere.
+_SHRINK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 
 class Cell(NamedTuple):
@@ -186,8 +187,8 @@ def _tex_groups(table: Table) -> list[str]:
 
 
 def _tex_columns(columns: str) -> str:
-    """Column types; the paragraphs share two thirds of the line."""
-    width = 0.66 / max(columns.count("p"), 1)
+    """Column types; paragraphs of half a line and less, and the whole is made smaller to fit."""
+    width = 1 / (columns.count("p") + 1)
     return "".join(rf"p{{{width:.2f}\linewidth}}" if c == "p" else c for c in columns)
 
 
@@ -204,32 +205,41 @@ def to_tex(table: Table) -> str:
         f"version: {version()}",
         *table.origin.lines(),
         f"tasks: {table.tasks or 'none'}",
-        "needs: booktabs, graphicx, longtable",
+        "needs: booktabs, graphicx",
     ]
-    body = []
-    for index, row in enumerate(table.rows):
-        if index in table.breaks and index:
-            body.append(r"\midrule")
-        body.append(_tex_row(row))
     head = [r"\toprule", *_tex_groups(table), _tex_row(table.header), r"\midrule"]
-    spec = _tex_columns(table.columns)
-    caption = rf"\caption{{{escape_tex(table.title)}}}\label{{tab:{table.name}}}"
     notes = [rf"\par\footnotesize {escape_tex(note)}" for note in table.notes]
-    if len(table.rows) > LONG:
-        lines = [
-            r"\begingroup\scriptsize\setlength{\tabcolsep}{3pt}",
-            rf"\begin{{longtable}}{{{spec}}}", caption + r" \\", *head, r"\endfirsthead",
-            *head, r"\endhead", *body, r"\bottomrule", r"\end{longtable}", *notes, r"\endgroup",
-        ]  # fmt: skip
-    else:
-        wide = len(table.columns) > WIDE and "p" not in table.columns
-        lines = [
-            r"\begin{table}[t]", r"\centering\small\setlength{\tabcolsep}{4pt}", caption,
-            *([r"\resizebox{\linewidth}{!}{%"] if wide else []),
-            rf"\begin{{tabular}}{{{spec}}}", *head, *body, r"\bottomrule",
-            r"\end{tabular}" + ("}" if wide else ""), *notes, r"\end{table}",
+    notes[:1] = [r"\smallskip" + note for note in notes[:1]]
+    lines = []
+    size = LONG_PARAGRAPHS if "p" in table.columns else LONG
+    for start in range(0, max(len(table.rows), 1), size):
+        rows = _piece(table, start, size)
+        body = [
+            line
+            for index, row in rows
+            for line in ([r"\midrule"] if index in table.breaks and index > start else [])
+            + [_tex_row(row)]
+        ]
+        label = "" if start else rf"\label{{tab:{table.name}}}"
+        more = " (continued)" if start else ""
+        last = start + size >= len(table.rows)
+        lines += [
+            r"\begin{table}[t]", r"\centering\small\setlength{\tabcolsep}{4pt}",
+            rf"\caption{{{escape_tex(table.title)}{more}}}{label}\smallskip", _SHRINK,
+            rf"\begin{{tabular}}{{{_tex_columns(table.columns)}}}", *head, *body,
+            r"\bottomrule", r"\end{tabular}}", *(notes if last else []), r"\end{table}",
         ]  # fmt: skip
     return "\n".join([f"% {line}" for line in comments] + lines) + "\n"
+
+
+def _piece(table: Table, start: int, size: int) -> list[tuple[int, list[Cell | str]]]:
+    """As many rows as fit on a page, with their numbers; the first says again what stood above."""
+    rows = [list(row) for row in table.rows[start : start + size]]
+    for column, kind in enumerate(table.columns):
+        above = (table.rows[index][column] for index in range(start - 1, -1, -1))
+        if kind == "l" and start and not _cell(rows[0][column]).text:
+            rows[0][column] = next((cell for cell in above if _cell(cell).text), "")
+    return list(enumerate(rows, start))
 
 
 def to_csv(table: Table) -> str:

@@ -4,10 +4,10 @@ import re
 
 _COMMANDS = {
     "begin", "end", "toprule", "midrule", "bottomrule", "cmidrule", "multicolumn", "caption",
-    "label", "centering", "small", "scriptsize", "footnotesize", "setlength", "tabcolsep",
-    "resizebox", "linewidth", "textbf", "par", "begingroup", "endgroup", "endfirsthead", "endhead",
-    "pm", "times", "ge", "le", "to", "S", "dag", "Delta", "textbackslash", "textasciitilde",
-    "textasciicircum", "textless", "textgreater", "textbar",
+    "label", "centering", "small", "footnotesize", "setlength", "tabcolsep", "resizebox",
+    "linewidth", "textbf", "par", "pm", "times", "ge", "le", "to", "S", "dag", "Delta",
+    "textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater", "textbar",
+    "smallskip", "ifdim", "width", "else", "fi",
 }  # fmt: skip
 
 
@@ -28,7 +28,7 @@ def check_latex(text: str) -> int:
     assert plain.count("$") % 2 == 0, "a formula is not closed"
     rows = 0
     for _, columns, content in re.findall(
-        r"\\begin\{(tabular|longtable)\}\{((?:[lrc]|p\{[^}]*\})+)\}(.*?)\\end\{\1\}", body, re.S
+        r"\\begin\{(tabular)\}\{((?:[lrc]|p\{[^}]*\})+)\}(.*?)\\end\{\1\}", body, re.S
     ):
         width = len(re.sub(r"p\{[^}]*\}", "p", columns))
         content = re.sub(r"\\caption\{.*?\}\\label\{.*?\} \\\\", "", content, flags=re.S)
@@ -56,7 +56,7 @@ def _check_braces(body: str) -> None:
 
 
 def _rows(content: str) -> list[str]:
-    rules = r"\\(?:toprule|midrule|bottomrule|endfirsthead|endhead)|\\cmidrule\(lr\)\{[\d-]+\}"
+    rules = r"\\(?:toprule|midrule|bottomrule)|\\cmidrule\(lr\)\{[\d-]+\}"
     parts = re.sub(rules, "", content).split(r"\\")
     assert not parts[-1].strip(), f"a row has no end: {parts[-1]!r}"
     assert not any(part.lstrip().startswith("[") for part in parts), "a row begins with a bracket"

@@ -1,5 +1,6 @@
 """Tables: golden texts, escaping, means that say their count, LaTeX that LaTeX takes."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_latex_of_every_table_is_well_formed(
 def test_latex_of_every_table_compiles(full: Results, tmp_path: Path) -> None:
     body = "\n".join(render.to_tex(make_table(name, full)) + r"\clearpage" for name in TABLES)
     (tmp_path / "tables.tex").write_text(
-        r"\documentclass{article}\usepackage{booktabs,graphicx,longtable}\begin{document}"
+        r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
         f"\n{body}\n" + r"\end{document}", encoding="utf-8",
     )  # fmt: skip
     done = subprocess.run(
@@ -102,6 +103,22 @@ def test_latex_of_every_table_compiles(full: Results, tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:]
+    wide = [
+        float(points) for points in re.findall(r"Overfull \\hbox \((.*?)pt too wide", done.stdout)
+    ]
+    assert all(points < 3 for points in wide), "a table is wider than the text"
+    assert "Float too large" not in done.stdout, "a table is longer than a page"
+
+
+def test_a_table_that_is_too_long_for_a_page_is_several_that_say_so() -> None:
+    rows = [["A" if not i else "", str(i)] for i in range(render.LONG + 3)]
+    table = Table("long", "Long", ["Model", "n"], rows, "lr", pd.DataFrame(), breaks={render.LONG})
+    text = render.to_tex(table)
+    assert check_latex(text) == len(rows) + 2
+    first, second = text.split(r"\end{table}")[:2]
+    assert r"\caption{Long}\label{tab:long}" in first and r"\caption{Long (continued)}" in second
+    assert f"A & {render.LONG} " in second, "the model is said again"
+    assert text.count(r"\label") == 1
 
 
 @pytest.mark.parametrize(
