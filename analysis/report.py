@@ -51,7 +51,8 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto;
   max-width: 76rem; padding: 1rem; }
 h1, h2, h3 { line-height: 1.2; } h2 { border-bottom: 2px solid #1a1a1a; margin-top: 3rem; }
-a { color: #0b4f9c; } nav ul { padding: 0; } nav li { display: inline-block; margin-right: 1.2rem; }
+a { color: #0b4f9c; } nav { font-size: .9rem; } nav ul { padding: 0; }
+nav li { display: inline-block; margin-right: 1.2rem; }
 .wide { overflow-x: auto; margin: 1.5rem 0; } .wide:focus { outline: 2px solid #0b4f9c; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
@@ -60,7 +61,6 @@ thead tr:last-child th { border-bottom: 1px solid #1a1a1a; } tbody th { font-wei
   white-space: nowrap; }
 tr.rule > * { border-top: 1px solid #999; } .r { text-align: right; }
 .p { min-width: 16rem; } .group { text-align: center; border-bottom: 1px solid #999; }
-td.bad { color: #a00000; font-weight: 600; }
 .small { font-size: .85rem; color: #444; } figure { margin: 2rem 0; }
 img { max-width: 100%; height: auto; } figcaption { font-size: .9rem; }
 @media print { body { max-width: none; font-size: 10pt; padding: 0; } nav { display: none; }
@@ -209,14 +209,24 @@ def _figures(folder: Path) -> str:
     return "".join(parts) or "<p>No pictures were drawn: <code>make figures</code>.</p>\n"
 
 
+def _contents(tables: Iterable[Table]) -> str:
+    """Links to tables, for a page of many."""
+    links = "".join(
+        f'<li><a href="#table-{escape(t.name)}">{escape(t.title)}</a></li>' for t in tables
+    )
+    return f'<nav aria-label="Tables"><ul>{links}</ul></nav>\n'
+
+
 def page(results: Results, runs: Path = RUNS) -> str:
     """The whole page; ``runs``: folder with the states of the engine's runs."""
-    made = {name: to_html(make_table(name, results)) for name in TABLES}
+    tables = {name: make_table(name, results) for name in TABLES}
+    made = {name: to_html(table) for name, table in tables.items()}
     bodies = {
         "ran": _ran(results),
         "run": _last_run(runs),
         "provenance": _provenance(results),
-        "tables": "".join(text for name, text in made.items() if name not in APART),
+        "tables": _contents(table for name, table in tables.items() if name not in APART)
+        + "".join(text for name, text in made.items() if name not in APART),
         "figures": _figures(results.root / "figures"),
         "claims": "",
     }
