@@ -1,5 +1,7 @@
 """The ledger of claims: what the paper's numbers say, and that verdicts follow the numbers."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -185,6 +187,119 @@ def test_larger_means_at_least_twice_the_parameters(tmp_path: Path) -> None:
         made.add(tmp_path, *axes, 0.55)
     evidence = collect_evidence(load_results(tmp_path))
     assert verdict(evidence, "size", "", "full", "results") == "fails"
+
+
+# --------------------------------------------------------------------------- from file to ledger
+WORDS, SUITE, ANALYSES = "word_probing", "mteb_subset", ("pooling_leakage", "layer_similarity")
+LLM2VEC = ("bi-mntp-simcse", "mean", "STS17")
+# Scores of one task under which every claim holds: variant, then pooling or task.
+SENTENCES = {
+    "uni": (0.20, 0.30, 0.35), "bi": (0.15, 0.25, 0.26), "bi-mntp": (0.30, 0.45, 0.40),
+    "uni-simcse": (0.40, 0.50, 0.52), "bi-simcse": (0.41, 0.51, 0.50),
+    "bi-mntp-simcse": (0.50, 0.60, 0.55), "echo": (0.25, 0.42, 0.41),
+}  # fmt: skip
+PER_WORD = {"uni": 0.90, "bi": 0.85, "bi-mntp": 0.92, "bi-mntp-simcse": 0.91}
+# What a bidirectional Mistral does without training, and where Echo is ahead.
+MISTRAL = {"bi": (0.22, 0.40, 0.38), "echo": (0.25, 0.46, 0.41)}
+RECORD_FLIPS = [
+    # claim, model (none: across models), the record that is changed, its new score
+    ("words-bi-llama", "smollm2-135m", (WORDS, "bi", NONE, "pos"), 0.99),
+    ("words-bi-mistral", "mistral-7b", (WORDS, "bi", NONE, "ner"), 0.50),
+    ("words-mntp", "smollm2-135m", (WORDS, "bi-mntp", NONE, "ner"), 0.89),
+    ("words-simcse", "mistral-7b", (WORDS, "bi-mntp-simcse", NONE, "chunking"), 0.93),
+    ("words-encoders", "", (WORDS, "uni", NONE, "pos"), 0.70),
+    ("pooling-uni", "smollm2-135m", (SUITE, "uni", "mean", "STS17"), 0.36),
+    ("pooling-llm2vec", "mistral-7b", (SUITE, "bi-mntp", "weighted_mean", "STS17"), 0.46),
+    ("pooling-eos", "smollm2-135m", (SUITE, "uni", "eos", "STS17"), 0.31),
+    ("bi-llama", "smollm2-135m", (SUITE, "bi", "mean", "STS17"), 0.31),
+    ("bi-mistral", "mistral-7b", (SUITE, "bi", "eos", "STS17"), 0.19),
+    ("bi-full", "mistral-7b", (SUITE, "uni", "weighted_mean", "STS17"), 0.41),
+    ("bi-full", "smollm2-135m", (SUITE, "bi", "mean", "STS17"), 0.36),
+    ("simcse-best", "smollm2-135m", (SUITE, "uni-simcse", "eos", "STS17"), 0.51),
+    ("gain", "smollm2-135m", (SUITE, *LLM2VEC), 0.34),
+    ("mntp-over-uni", "smollm2-135m", (SUITE, "bi-mntp", "mean", "STS17"), 0.34),
+    ("echo", "smollm2-135m", (SUITE, "echo", "mean", "STS17"), 0.46),
+    ("echo", "mistral-7b", (SUITE, "echo", "mean", "STS17"), 0.44),
+    ("over-bert", "", (SUITE, *LLM2VEC), 0.29),
+    ("size", "", (SUITE, *LLM2VEC), 0.70),
+    ("leakage", "smollm2-135m", (ANALYSES[0], "bi-mntp", NONE, "triples"), -0.01),
+    ("layers", "smollm2-135m", (ANALYSES[1], "bi", NONE, "wikipedia"), 0.90),
+    ("layers", "mistral-7b", (ANALYSES[1], "bi", NONE, "wikipedia"), 0.70),
+]  # fmt: skip
+
+
+def add_one(root: Path, experiment: str, model: str, cell: tuple[str, str, str], score: float):
+    """One record; of pooling leakage, ``score`` is the lower end of the gap's interval."""
+    more = {}
+    if experiment == ANALYSES[0]:
+        more = {"scores": {"gap": score + 0.01, "gap_interval": [score, score + 0.02]}}
+        score = 0.6
+    made.add(root, experiment, model, *cell, score, **more)
+
+
+@pytest.fixture(scope="module")
+def all_hold(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records of one task a kind under which every claim holds for every model."""
+    root = tmp_path_factory.mktemp("holding")
+    for model, higher in (("smollm2-135m", 0.0), ("mistral-7b", 0.05)):
+        own = SENTENCES | (MISTRAL if higher else {})
+        for variant, scores in own.items():
+            for pooling, score in zip(("eos", "mean", "weighted_mean"), scores, strict=True):
+                lift = higher if (variant, pooling) == LLM2VEC[:2] else 0.0
+                add_one(root, SUITE, model, (variant, pooling, "STS17"), score + lift)
+        for variant, score in PER_WORD.items():
+            for task in ("chunking", "ner", "pos"):
+                close = 0.899 if higher and variant == "bi" else score
+                add_one(root, WORDS, model, (variant, NONE, task), close)
+        add_one(root, ANALYSES[0], model, ("bi-mntp", NONE, "triples"), 0.01)
+        level = 0.9 if higher else 0.5
+        add_one(root, ANALYSES[1], model, ("bi", NONE, "wikipedia"), level)
+    add_one(root, SUITE, "bert-base-simcse", ("encoder", NONE, "STS17"), 0.30)
+    for task in ("chunking", "ner", "pos"):
+        add_one(root, WORDS, "bert-large", ("encoder", NONE, task), 0.80)
+    return root
+
+
+def ledger_of(root: Path) -> dict[str, str]:
+    """What the table of the README says of our records, by claim."""
+    return {row[0]: row[5] for row in claims_table(load_results(root)).rows}
+
+
+def test_every_claim_holds_on_records_that_are_made_so(all_hold: Path) -> None:
+    ledger = ledger_of(all_hold)
+    assert set(ledger) == {claim.id for claim in CLAIMS}
+    for claim, text in ledger.items():
+        assert "holds" in text and "fails" not in text, f"{claim}: {text}"
+    assert {flip[0] for flip in RECORD_FLIPS} == set(ledger), "every claim is flipped below"
+
+
+@pytest.mark.parametrize(("claim", "model", "record", "score"), RECORD_FLIPS)
+def test_a_flipped_record_flips_the_verdict_in_the_ledger(
+    all_hold: Path, tmp_path: Path, claim: str, model: str, record: tuple, score: float
+) -> None:
+    """From the file on disk to the cell of the table, and back."""
+    shutil.copytree(all_hold, tmp_path, dirs_exist_ok=True)
+    experiment, *cell = record
+    add_one(tmp_path, experiment, model or "smollm2-135m", tuple(cell), score)
+    name = MODELS[model].display if model else "across models"
+    texts = [part for part in ledger_of(tmp_path)[claim].split("; ") if part.startswith(name)]
+    assert len(texts) == 1 and texts[0].startswith(f"{name}: fails"), texts
+    before = [part for part in ledger_of(all_hold)[claim].split("; ") if part.startswith(name)]
+    assert before[0].replace(": holds", ": fails") == texts[0], "and nothing but the verdict"
+
+
+def test_a_flipped_number_of_the_paper_shows_in_the_ledger(tmp_path: Path) -> None:
+    """Were a printed number copied wrongly, its claim would fail for all to see."""
+    results = load_results(tmp_path / "empty")
+    shutil.copytree(results.paper, tmp_path / "paper")
+    file = tmp_path / "paper" / "table4.csv"
+    text = file.read_text()
+    assert text.count("90.51") == 1
+    file.write_text(text.replace("90.51", "80.51"))
+    changed = replace(results, paper=tmp_path / "paper")
+    cells = {row[0]: row[4] for row in claims_table(changed).rows}
+    assert cells["words-mntp"] == "fails (S-LLaMA-1.3B; 2 of 3 hold)"
+    assert cells["words-bi-llama"] == "holds (2 of 2 models)"
 
 
 # --------------------------------------------------------------------------- the ledger
