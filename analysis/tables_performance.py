@@ -126,15 +126,18 @@ def _encoding(values: Values) -> tuple[list[list[str]], frozenset[int], Sequence
 
 
 def _limit_note(values: Values) -> str:
-    limits = [
-        f"{dtype}: {limit['flops_per_second'] / 1e9:,.0f} GFLOP/s = "
-        f"{limit['tokens_per_second']:,.0f} tokens/s (products of the model's own shapes: "
-        f"{limit['flops_per_second_layers'] / limit['flops_per_second']:.0%} of it)"
-        for dtype, limit in values["limits"].items()
-    ]
-    return (f"Limit: a large square matrix product in the same dtype, measured in turns with the "
-            f"sides; {'; '.join(limits)}. Counted are the products with weights; in brackets those "
-            "of attention as well.")  # fmt: skip
+    limits = []
+    for dtype, limit in values["limits"].items():
+        best = limit["flops_per_second"]
+        others = ", ".join(f"{name} {rate / best:.0%}" for name, rate in limit["by"].items())
+        limits.append(
+            f"{dtype}: {best / 1e9:,.0f} GFLOP/s = {limit['tokens_per_second']:,.0f} tokens/s "
+            f"({others}; products of the model's own shapes: "
+            f"{limit['flops_per_second_layers'] / best:.0%} of it)"
+        )
+    return (f"Limit: the fastest large square matrix product in the same dtype, measured in turns "
+            f"with the sides; {'; '.join(limits)}. Counted are the products with weights; in "
+            "brackets those of attention as well.")  # fmt: skip
 
 
 def _agreement_note(values: Values) -> str:
@@ -145,6 +148,63 @@ def _agreement_note(values: Values) -> str:
             lowest[key] = min(row["lowest_cosine"], lowest.get(key, 1.0))
     told = "; ".join(f"{d}, {side}: {value:.5f}" for (d, side), value in lowest.items())
     return f"Lowest cosine between a side's vectors and those here: {told or 'no other side'}."
+
+
+# --------------------------------------------------------------------------- where the time goes
+PARTS = {
+    "products": "Products", "attention": "Attention", "layers": "Norms, rotary, activation",
+    "tokenizing": "Tokenizing", "rest": "Rest",
+}  # fmt: skip
+
+
+def breakdown_of(values: Values | None) -> Table:
+    """Shares of the time of encoding, and how near the products come to the limit."""
+    columns = [("Dtype", "l"), ("Texts", "l"), ("Tokens/s", "r"), ("Of the limit", "r"),
+               *((heading, "r") for heading in PARTS.values()), ("Padding", "r"),
+               ("Products of the limit", "r")]  # fmt: skip
+    return _table("performance_breakdown", "Where the time goes", columns, values, _breakdown)
+
+
+def _breakdown(values: Values) -> tuple[list[list[str]], frozenset[int], Sequence[str]]:
+    rows = []
+    for row in values["rows"]:
+        shares = {part: row["parts"][part] / row["seconds"] for part in PARTS}
+        through = row["tokens"] + row["padding"]
+        reached = row["share_of_limit"] * through / row["tokens"] / shares["products"]
+        rows.append([
+            row["dtype"], row["mix"], f"{row['tokens_per_second']:,.0f}",
+            percent(row["share_of_limit"]), *map(percent, shares.values()),
+            percent(row["padding"] / through), percent(reached),
+        ])  # fmt: skip
+    note = ("Under torch's profiler, which costs a little. The share of the limit is that of the "
+            "products in the time, times how near they come to the limit (the last column), times "
+            "what is not padding. Rest: Python, and what no operator accounts for.")  # fmt: skip
+    return rows, _breaks([row[0] for row in rows]), [note]
+
+
+# --------------------------------------------------------------------------- choices
+def choices_of(values: Values | None) -> Table:
+    """How much faster or slower encoding is with each choice than with the default."""
+    mixes = list(dict.fromkeys(r["mix"] for r in values["rows"])) if values else ["short", "long"]
+    columns = [("Dtype", "l"), ("Choice", "l"), *((mix, "r") for mix in mixes)]
+    return _table("performance_choices", "What helped, what did not", columns, values, _choices)
+
+
+def _choices(values: Values) -> tuple[list[list[str]], frozenset[int], Sequence[str]]:
+    found = {(r["dtype"], r["choice"], r["mix"]): r for r in values["rows"]}
+    mixes = list(dict.fromkeys(mix for _, _, mix in found))
+    names = [name for name in dict.fromkeys(key[:2] for key in found) if name[1] != "as it is"]
+    rows = [
+        [*name, *(ratio(found[*name, mix]["ratio"], 1.0) if (*name, mix) in found else NOT_RUN
+                  for mix in mixes)]
+        for name in names
+    ]  # fmt: skip
+    waits = [f"{dtype} {r['warm_up_seconds']:,.0f} s" for (dtype, choice, mix), r in found.items()
+             if choice == "compiled" and mix == mixes[0]]  # fmt: skip
+    notes = ["Speed with the choice over speed without it, in turns: below 1, the default is "
+             "the better one."]  # fmt: skip
+    notes += [f"Until compiled layers were ready: {', '.join(waits)}."] if waits else []
+    return rows, _breaks([row[0] for row in rows]), notes
 
 
 # --------------------------------------------------------------------------- training
@@ -177,6 +237,34 @@ def _training(values: Values) -> tuple[list[list[str]], frozenset[int], Sequence
         f"(SimCSE: with other draws of dropout): {'; '.join(losses)}."
     ]
     return rows, _breaks([row[:2] for row in rows]), notes
+
+
+# --------------------------------------------------------------------------- word features
+def words_of(values: Values | None) -> Table:
+    """Word-level probing of one variant: the backbone once, or in every step of every probe."""
+    columns = [("Way", "l"), ("Tokens", "r"), ("Of them padding", "r"), ("Backbone s", "r"),
+               ("Probes s", "r"), ("Seconds", "r"), ("Way : here, tokens", "r"),
+               ("Way : here, time", "r")]  # fmt: skip
+    return _table("performance_words", "Word-level probing", columns, values, _words)
+
+
+def _words(values: Values) -> tuple[list[list[str]], frozenset[int], Sequence[str]]:
+    here = next(row for row in values["rows"] if row["here"])  # as many probes as published
+    rows = [
+        [r["way"], f"{r['tokens']:,}", percent(r["padding"] / r["tokens"]),
+         f"{r['backbone_seconds']:,.0f}",
+         NOT_RUN if r["probe_seconds"] is None else f"{r['probe_seconds']:,.0f}",
+         f"{r['seconds']:,.0f}",
+         *(("", "") if r["here"] else (ratio(r["tokens"], here["tokens"], 1),
+                                       ratio(r["seconds"], here["seconds"], 1)))]
+        for r in values["rows"]
+    ]  # fmt: skip
+    unit = values["measured"]
+    note = (f"Tokens are counted; seconds are extrapolated from {values['settings']['sentences']} "
+            f"sentences and {values['settings']['steps']} published steps. Features here: "
+            f"{1 / unit['token']:,.0f} tokens/s, {percent(unit['share_of_limit'])} of the limit, "
+            f"peak {unit['peak_mb']:,.0f} MB.")  # fmt: skip
+    return rows, _breaks([row["here"] for row in values["rows"]]), [note]
 
 
 # --------------------------------------------------------------------------- scale
@@ -235,7 +323,10 @@ def _grid(values: Values) -> tuple[list[list[str]], frozenset[int], Sequence[str
 # --------------------------------------------------------------------------- by name
 _OF: Mapping[str, Sequence[Callable[[Values | None], Table]]] = {
     "encode": (encoding_of,),
+    "breakdown": (breakdown_of,),
+    "choices": (choices_of,),
     "training": (training_of,),
+    "word_features": (words_of,),
     "scale": (scale_of, startup_of),
     "grid_cost": (grid_of,),
 }
@@ -250,8 +341,20 @@ def encoding(results: Results) -> Table:
     return encoding_of(read(results, "encode"))
 
 
+def breakdown(results: Results) -> Table:
+    return breakdown_of(read(results, "breakdown"))
+
+
+def choices(results: Results) -> Table:
+    return choices_of(read(results, "choices"))
+
+
 def training(results: Results) -> Table:
     return training_of(read(results, "training"))
+
+
+def words(results: Results) -> Table:
+    return words_of(read(results, "word_features"))
 
 
 def scale(results: Results) -> Table:

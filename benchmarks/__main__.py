@@ -4,7 +4,7 @@
     python -m benchmarks --only scale --only encode
 
 A benchmark that cannot run here (no data mirror, say) is named at the end and leaves the file of
-an earlier run as it was. Let nothing else run meanwhile: about a quarter of an hour on two cores.
+an earlier run as it was. Let nothing else run meanwhile; each says how long it took.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from llm2vec.console import run
 from llm2vec.errors import LLM2VecError, UnknownNameError
 from llm2vec.paths import ROOT
 
-NAMES = ("encode", "training", "scale", "grid_cost")
+NAMES = (
+    "encode", "breakdown", "choices", "training", "word_features", "scale", "grid_cost",
+    "retrieval_memory",
+)  # fmt: skip
 
 
 class BenchmarkError(LLM2VecError):
@@ -29,7 +32,9 @@ class BenchmarkError(LLM2VecError):
 
 
 def main(
-    only: Annotated[list[str] | None, typer.Option(help="May be repeated; all.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"May be repeated: {', '.join(NAMES)}.")
+    ] = None,
 ) -> None:
     """Run the benchmarks and regenerate docs/performance.md."""
     chosen = only or list(NAMES)

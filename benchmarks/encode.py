@@ -5,10 +5,11 @@
 
 SmolLM2-135M, bidirectional, mean pooling, on a CPU. The same texts go through each side with its
 own defaults (the peers: 32 texts a batch), from strings to vectors in float32; each side runs in
-its own process, in turns, and the rate of a large matrix product in the same dtype is measured
-between them. A share of that limit counts the products with weights, and beside it those of
-attention as well; padding and what is no product count as nothing. The vectors of the sides
-are compared. What is not installed is left out (``make bench-peers``).
+its own process, in turns, and the rate of a large matrix product in the same dtype, torch's or
+oneDNN's, whichever is faster, is measured between them. A share of that limit counts the products
+with weights, and beside it those of attention as well; padding and what is no product count as
+nothing. The vectors of the sides are compared. What is not installed is left out
+(``make bench-peers``).
 """
 
 from __future__ import annotations
@@ -75,6 +76,10 @@ def measure(
         "flops_per_second": products,
         "flops_per_second_layers": float(np.median([found["layers"] for found in limits])),
         "tokens_per_second": products / flops,
+        "by": {
+            name: float(np.median([found["by"][name] for found in limits]))
+            for name in limits[0]["by"]
+        },
         "all": limits,
     }
     return {"rows": rows, "limit": limit, "sides": about}
@@ -92,7 +97,7 @@ def rounds_of(
     chosen: Sequence[str],
     rounds: int,
     folder: Path,
-    limits: list[dict[str, float]],
+    limits: list[dict[str, Any]],
 ) -> dict[str, list[dict[str, float]]]:
     """Measurements of each side over the same texts, after a warm-up on a few of them."""
     for side in sides.values():

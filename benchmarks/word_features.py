@@ -1,7 +1,8 @@
 """Word-level probing: the backbone once, against the backbone at every step (published way).
 
-    python benchmarks/word_features.py --model smollm2-135m --variant uni
-    python benchmarks/word_features.py --model smollm2-135m --variant uni --accuracy-steps 1500
+    python -m benchmarks.word_features
+    python -m benchmarks.word_features --sentences 20 --steps 2 --output build/bench
+    python -m benchmarks.word_features --accuracy-steps 1500
 
 The published scripts run the frozen LLM in each of 4,000 training steps of each task (8 random
 sentences, padded to the longest), over the validation split every 500 steps, and over the test
@@ -10,16 +11,17 @@ measured over ``--steps`` training steps, one test batch and ``--sentences`` ran
 extrapolated by steps, batches and tokens. What the published code spends on merging sub-tokens
 word by word and on bfloat16 probes is left out, in its favour.
 
-``--accuracy-steps`` trains every task's probe both ways with the same order and seed, and
-compares the accuracies on the first ``--sentences`` of the test split; with ``--stored-only`` on
-states stored as float32 and float16, without the published way and without timing anything:
+The features' own speed stands beside the limit of ``benchmarks/encode.py``. ``--accuracy-steps``
+trains every task's probe both ways with the same order and seed, and compares the accuracies on
+the first ``--sentences`` of the test split; with ``--stored-only`` on states stored as float32 and
+float16, without the published way and without timing anything:
 
     python benchmarks/word_features.py --accuracy-steps 1500 --accuracy-train 1000 --stored-only
 """
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +32,9 @@ import torch
 import typer
 from tabulate import tabulate
 
+from benchmarks.encode_worker import limits
+from benchmarks.protocol import Stopwatch
+from benchmarks.report import RESULTS, Report, linear_flops, share_of_limit
 from llm2vec.batching import token_batches
 from llm2vec.console import run
 from llm2vec.encoder import LLM2Vec, load_encoder
@@ -51,7 +56,6 @@ from llm2vec.words import (
 
 # The released configurations and the defaults of the published Trainer.
 STEPS, EVALUATE_EVERY, TEST_BATCH, TEST_WIDTH = 4000, 500, 32, 512
-COLUMNS = ("way", "tokens", "of them padding", "backbone s", "probes s", "seconds")
 
 
 @dataclass
@@ -134,12 +138,14 @@ def features_of(encoder: LLM2Vec, tokens: Sequence[Tokens], stored: str = STORED
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds on this machine, for one unit of each kind of work."""
+    """Seconds on this machine for one unit of each kind of work, and what the features took."""
 
     padded_token: float  # published training and validation, padding included
     test_batch: float  # published test: 32 sentences padded to 512
     token: float  # here
     probe_step: float  # here
+    peak_mb: float  # here
+    share_of_limit: float  # here
 
 
 def measure(
@@ -159,7 +165,11 @@ def measure(
     wide = LiveWords(encoder, tokens["test"], labels["test"], alignment, TEST_WIDTH, TEST_BATCH)
 
     chosen = np.random.default_rng(0).permutation(live.sentences)[:sentences]
+    config, watch = encoder.backbone.config.to_dict(), Stopwatch()
     sample = features_of(encoder, [tokens["train"][i] for i in chosen])
+    peak = watch.read()["peak_mb"]
+    limit = limits(config, encoder.dtype, 0.5)["square"]
+    through = sample.cost["tokens"] * linear_flops(config)
     sample_labels = label_ids("pos", [corpus["train"][i] for i in chosen])
     data = ProbeData(sample, alignment, sample_labels, 0, len(chosen))
     return Measured(
@@ -167,6 +177,8 @@ def measure(
         test_batch=seconds(lambda: wide.words(range(TEST_BATCH))),
         token=sample.cost["seconds"] / sample.cost["tokens"],
         probe_step=seconds(lambda: train_probe(data, classes, replace(PROBE, steps=200))) / 200,
+        peak_mb=peak,
+        share_of_limit=share_of_limit(through, sample.cost["seconds"], limit),
     )
 
 
@@ -174,8 +186,10 @@ def lengths_of(tokens: Sequence[Tokens]) -> np.ndarray:
     return np.array([len(t.ids) for t in tokens])
 
 
-def compare_time(lengths: dict[str, np.ndarray], unit: Measured, max_tokens: int) -> str:
-    """The table of tokens and seconds, extrapolated to the whole of the three tasks."""
+def compare_time(
+    lengths: dict[str, np.ndarray], unit: Measured, max_tokens: int
+) -> list[dict[str, Any]]:
+    """Tokens and seconds of each way, extrapolated to the whole of the three tasks."""
     rows = []
     for name, steps, validate in (
         (f"published: {STEPS:,} steps, 1 seed", STEPS, True),
@@ -185,22 +199,22 @@ def compare_time(lengths: dict[str, np.ndarray], unit: Measured, max_tokens: int
         total = sum(through[part] for part in ("train", "validation", "test"))
         cost = unit.padded_token * (total - through["test"])
         cost += unit.test_batch * through["test"] / (TEST_BATCH * TEST_WIDTH)
-        rows.append([name, total, total - through["real"], cost, None, cost])
+        rows.append(_row(name, total, total - through["real"], cost))
     everything = np.concatenate(list(lengths.values()))
-    total, real = (
-        padded(everything, token_batches(everything.tolist(), max_tokens)),
-        sum(everything),
-    )
-    backbone = unit.token * real
+    real = int(everything.sum())
+    total = padded(everything, token_batches(everything.tolist(), max_tokens))
     for name, probes in (("here: 1 seed", 3), ("here: 3 seeds, both alignments", 18)):
-        probe_cost = probes * PROBE.steps * unit.probe_step
-        rows.append([name, total, total - real, backbone, probe_cost, backbone + probe_cost])
-    lines = [
-        f"{row[0]} : {rows[2][0]} = {row[1] / total:.1f} x tokens, {row[5] / rows[2][5]:.1f} x time"
-        for row in rows[:2]
-    ]
-    table = tabulate(rows, COLUMNS, tablefmt="github", floatfmt=",.0f", intfmt=",")
-    return "\n".join([table, "", *lines])
+        probing = probes * PROBE.steps * unit.probe_step
+        rows.append(_row(name, total, total - real, unit.token * real, probing))
+    return rows
+
+
+def _row(
+    way: str, tokens: int, padding: int, backbone: float, probes: float | None = None
+) -> dict[str, Any]:
+    return {"way": way, "tokens": int(tokens), "padding": int(padding), "here": probes is not None,
+            "backbone_seconds": backbone, "probe_seconds": probes,
+            "seconds": backbone + (probes or 0.0)}  # fmt: skip
 
 
 def accuracies(
@@ -245,27 +259,30 @@ def main(
     accuracy_steps: Annotated[int, typer.Option(help="Compare accuracies; 0: do not.")] = 0,
     accuracy_train: Annotated[int, typer.Option(help="Training sentences for that.")] = 14_041,
     stored_only: Annotated[bool, typer.Option(help="Accuracies of stored states alone.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder of the JSON file.")] = RESULTS,
 ) -> None:
     """Print tokens, seconds and, if asked, accuracies of both ways."""
     if stored_only and not accuracy_steps:
         raise SettingError("--stored-only compares accuracies: give --accuracy-steps")
-    corpus, _ = load_corpus("conll2003")
-    encoder = load_encoder(model, variant)
-    if not stored_only:
-        _print_time(encoder, corpus, sentences, steps)
+    encoder = load_encoder(model, variant, device="cpu")
+    settings = {"model": model, "variant": variant, "sentences": sentences, "steps": steps,
+                "dtypes": [encoder.precision], "accuracy_steps": accuracy_steps}  # fmt: skip
+    report = Report("word_features", settings, [0, 42])
+    corpus, source = load_corpus("conll2003")
+    compared = []
     if accuracy_steps:
         part = {"train": corpus["train"][:accuracy_train], "test": corpus["test"][:sentences]}
-        rows = accuracies(encoder, part, accuracy_steps, ("float32", STORED), not stored_only)
-        print("\n" + tabulate(rows, "keys", tablefmt="github", floatfmt=".2f"))
-
-
-def _print_time(
-    encoder: LLM2Vec, corpus: dict[str, list[Sentence]], sentences: int, steps: int
-) -> None:
+        compared = accuracies(encoder, part, accuracy_steps, ("float32", STORED), not stored_only)
+        print(tabulate(compared, "keys", tablefmt="github", floatfmt=".2f"))
+    if stored_only:
+        return
     tokens = {s: tokenize(encoder.tokenizer, c, PROBE.max_length) for s, c in corpus.items()}
     unit = measure(encoder, corpus, tokens, sentences, steps)
     lengths = {split: lengths_of(rows) for split, rows in tokens.items()}
-    print(compare_time(lengths, unit, encoder.max_tokens))
+    rows = compare_time(lengths, unit, encoder.max_tokens)
+    report.write(
+        output, rows=rows, measured=asdict(unit), accuracies=compared, dataset=source.as_dict()
+    )
 
 
 if __name__ == "__main__":

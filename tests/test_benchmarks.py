@@ -20,7 +20,7 @@ from llm2vec.errors import DataError, RecordError
 from llm2vec.registry import VARIANTS
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("__main__", "encode", "training", "scale", "grid_cost", "peers")
+PROGRAMS = ("__main__", "encode", "breakdown", "choices", "training", "scale", "grid_cost", "peers")
 SMOLLM2 = {
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
     "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
@@ -304,7 +304,8 @@ def encode_row(dtype: str, side: str, rate: float, **more: Any) -> dict[str, Any
     }  # fmt: skip
 
 
-LIMIT = {"flops_per_second": 1e11, "flops_per_second_layers": 8e10, "tokens_per_second": 500.0}
+LIMIT = {"flops_per_second": 1e11, "flops_per_second_layers": 8e10, "tokens_per_second": 500.0,
+         "by": {"torch": 9e10, "onednn": 1e11}}  # fmt: skip
 FILES = {
     "encode": values_of(
         "encode",
@@ -324,6 +325,36 @@ FILES = {
             for stage in ("mntp", "simcse")
             for side, rate, peak in (("ours", 300.0, 1500.0), ("published", 200.0, 2500.0))
         ],
+    ),
+    "breakdown": values_of(
+        "breakdown",
+        [
+            {"dtype": "float32", "mix": "long", "tokens": 90, "padding": 10, "seconds": 2.0,
+             "tokens_per_second": 45.0, "share_of_limit": 0.72,
+             "parts": {"products": 1.6, "attention": 0.2, "layers": 0.1, "tokenizing": 0.02,
+                       "rest": 0.08}},
+        ],
+    ),
+    "choices": values_of(
+        "choices",
+        [
+            {"dtype": "float32", "mix": mix, "choice": choice, "seconds": 2 / ratio, "all": [],
+             "ratio": ratio, "warm_up_seconds": 33.3}
+            for mix in ("short", "long")
+            for choice, ratio in (("as it is", 1.0), ("packed", 0.8), ("compiled", 1.1))
+            if (mix, choice) != ("long", "packed")
+        ],
+    ),
+    "word_features": values_of(
+        "word_features",
+        [
+            {"way": "published", "tokens": 9000, "padding": 4500, "here": False,
+             "backbone_seconds": 90.0, "probe_seconds": None, "seconds": 90.0},
+            {"way": "here", "tokens": 1000, "padding": 10, "here": True,
+             "backbone_seconds": 10.0, "probe_seconds": 5.0, "seconds": 15.0},
+        ],
+        settings={"sentences": 500, "steps": 20},
+        measured={"token": 0.002, "share_of_limit": 0.8, "peak_mb": 900.0},
     ),
     "scale": values_of(
         "scale",
@@ -370,6 +401,7 @@ def test_encoding_shows_ratios_against_each_side(measured: Path) -> None:
     assert table.breaks == {2}
     notes = " ".join(table.notes)
     assert "100 GFLOP/s = 500 tokens/s" in notes
+    assert "torch 90%, onednn 100%" in notes
     assert "80% of it" in notes
     assert "0.99999" in notes
     assert "a processor, 2 cores, 2026-01-02" in notes
@@ -395,6 +427,31 @@ def test_training_shows_speed_and_memory_as_ratios(measured: Path) -> None:
     assert rows[1][-2:] == ["1.50x", "60 %"]
 
 
+def test_the_breakdown_explains_the_share_of_the_limit(measured: Path) -> None:
+    """Products' share x how near they come to the limit x what is not padding = the share."""
+    (row,) = cells(tables_performance.breakdown(load_results(measured)))
+    assert row == ["float32", "long", "45", "72 %", "80 %", "10 %", "5 %", "1 %", "4 %", "10 %",
+                   "100 %"]  # fmt: skip
+
+
+def test_choices_stand_beside_the_default(measured: Path) -> None:
+    table = tables_performance.choices(load_results(measured))
+    assert table.header == ["Dtype", "Choice", "short", "long"]
+    assert cells(table) == [
+        ["float32", "packed", "0.80x", "–"], ["float32", "compiled", "1.10x", "1.10x"],
+    ]  # fmt: skip
+    assert "Until compiled layers were ready: float32 33 s" in " ".join(table.notes)
+
+
+def test_word_features_are_told_as_ratios_for_as_many_probes(measured: Path) -> None:
+    table = tables_performance.words(load_results(measured))
+    assert cells(table) == [
+        ["published", "9,000", "50 %", "90", "–", "90", "9.0x", "6.0x"],
+        ["here", "1,000", "1 %", "10", "5", "15", "", ""],
+    ]  # fmt: skip
+    assert "500 tokens/s, 80 % of the limit" in " ".join(table.notes)
+
+
 def test_scale_and_start_up_share_a_file(measured: Path) -> None:
     results = load_results(measured)
     (row,) = cells(tables_performance.scale(results))
@@ -414,7 +471,7 @@ def test_without_a_file_a_table_says_not_run(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     results = load_results(tmp_path / "results")
     names = [name for name in build.TABLES if name.startswith("performance")]
-    assert len(names) == 5
+    assert len(names) == 8
     for name in names:
         table = build.make_table(name, results)
         assert "not run" in to_markdown(table), name
