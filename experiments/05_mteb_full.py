@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from llm2vec.console import run
-from llm2vec.evaluation import execute, full_pooling, plan
+from llm2vec.evaluation import execute, plan
 from llm2vec.paths import results_dir
+from llm2vec.registry_grid import full_pooling
 
 
 def main(

@@ -20,7 +20,7 @@ import typer
 
 from llm2vec import estimates, paths
 from llm2vec.adapters import has_adapters, is_published
-from llm2vec.evaluation import Run, full_pooling, plan
+from llm2vec.evaluation import Run, plan
 from llm2vec.needs import (
     Item,
     check_adapters,
@@ -30,6 +30,7 @@ from llm2vec.needs import (
     size_text,
 )
 from llm2vec.registry import SUITES, VARIANTS, Model, Task, get_model, variants_of
+from llm2vec.registry_grid import full_pooling
 from llm2vec.results import Record, iter_records
 
 

@@ -67,11 +67,6 @@ def experiment_of(suite: str) -> str:
     return {"offline": "offline_suite", "full": "mteb_full"}.get(suite, "mteb_subset")
 
 
-def full_pooling(variant: str) -> str:
-    """The one pooling that the paper's full table shows for a variant (Tables 1 and 11)."""
-    return "weighted_mean" if variant == "uni" else "mean"
-
-
 def plan(
     model: str,
     variant: str,

@@ -35,9 +35,9 @@ from llm2vec.registry import (
     get_variant,
     variants_of,
 )
+from llm2vec.registry_grid import LAYERS, LEAKAGE, WORDS, full_pooling, paper_variants
 
 ALL = "all"
-WORDS, LEAKAGE, LAYERS = "words", "leakage", "layers"
 # Goals of the command line: parts of the grid, of which the names of suites are some.
 GOALS: dict[str, tuple[str, ...]] = {
     "offline": ("offline",),
@@ -46,14 +46,6 @@ GOALS: dict[str, tuple[str, ...]] = {
     "analyses": (LEAKAGE, LAYERS),
     ALL: ("offline", WORDS, LEAKAGE, LAYERS, "subset", "full"),
 }
-# The paper's variants: Table 4; Tables 1 and 2; Figures 4 and 7; for suites Table 5.
-_PAPER: dict[str, tuple[str, ...]] = {
-    WORDS: ("uni", "bi", "bi-mntp", "bi-simcse", "bi-mntp-simcse", "encoder"),
-    "full": ("uni", "bi", "bi-mntp", "bi-mntp-simcse", "echo", "encoder"),
-    LEAKAGE: ("uni", "bi", "bi-mntp", "bi-mntp-simcse", "echo", "encoder"),
-    LAYERS: ("bi",),
-}
-_TABLE_5 = ("uni", "bi", "bi-mntp", "uni-simcse", "bi-simcse", "bi-mntp-simcse", "encoder")
 BASELINE = "minilm-l6"  # stands beside every offline suite
 
 
@@ -154,7 +146,7 @@ class Cell:
         own = self.variant.attention == "own"
         pooling = None if own else self.selection.pooling
         if self.part == "full" and not own:
-            pooling = pooling or evaluation.full_pooling(self.variant.name)
+            pooling = pooling or full_pooling(self.variant.name)
         return evaluation.plan(
             self.model.name, self.variant.name, self.part, self.selection.results,
             pooling=pooling, adapters=self.selection.adapters,
@@ -271,9 +263,9 @@ def _variants(selection: Selection, part: str, model: Model) -> Iterator[Variant
         return  # in the registry for layer similarity alone
     if part == "full" and len(selection.parts) > 1 and not model.in_paper:
         return  # months for no printed number: only when asked for by name
+    wanted = (selection.variant,) if selection.variant else paper_variants(part, model)
     for name in variants_of(model):
         variant = VARIANTS[name]
-        wanted = (selection.variant,) if selection.variant else _PAPER.get(part, _TABLE_5)
         if name not in wanted or (part == WORDS and variant.echo):
             continue
         if selection.adapters == "own":

@@ -17,8 +17,9 @@ HEAVY = ("torch", "transformers", "mteb", "datasets", "peft", "sentence_transfor
 # The rows of the house from below; a module imports from its own row and those under it. What is
 # not listed stands above them all.
 BOTTOM = {
-    "errors", "paths", "registry", "registry_ablations", "registry_datasets", "registry_sink",
-    "registry_verdicts", "results", "provenance", "console", "adapters", "architectures",
+    "errors", "paths", "registry", "registry_ablations", "registry_datasets", "registry_grid",
+    "registry_sink", "registry_verdicts", "results", "provenance", "console", "adapters",
+    "architectures", "estimates", "costs",
 }  # fmt: skip
 SECOND = BOTTOM | {"attention", "pooling", "prompts", "assets", "batching", "folders", "inputs"}
 THIRD = SECOND | {"loading", "encoder", "data", "vectors", "lora", "stage", "training", "runs"}
