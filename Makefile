@@ -14,7 +14,11 @@ DRY ?=
 DEST ?=
 FROM ?=
 UPGRADE ?=
-USER_VALUES := PYTHON MODEL VARIANT POOLING SUITE RESULTS JOBS PROFILE ADAPTERS DRY DEST FROM UPGRADE
+NUMBER ?= 5
+SEED ?=
+ONLY ?=
+USER_VALUES := PYTHON MODEL VARIANT POOLING SUITE RESULTS JOBS PROFILE ADAPTERS DRY DEST FROM UPGRADE \
+  NUMBER SEED ONLY
 $(foreach name,$(USER_VALUES),$(eval override $(name) := $$(value $(name))))
 export $(USER_VALUES)
 
@@ -24,7 +28,7 @@ PYTEST := $(RUN) -m pytest --durations=10 -rs $(if $(filter 1,$(JOBS)),,-n "$$JO
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env reproduce reproduce-mteb reproduce-mteb-full reproduce-words reproduce-analyses reproduce-all train tables figures notebooks claims report bench bench-peers check assets doctor mirror import-results test test-slow test-slurm lock clean
+.PHONY: help env reproduce reproduce-mteb reproduce-mteb-full reproduce-words reproduce-analyses reproduce-all train tables figures notebooks claims report verify-records bench bench-peers check assets doctor mirror import-results test test-slow test-slurm lock clean
 
 help: ## list the targets
 	@echo "Usage: make TARGET [NAME=value ...]"; echo
@@ -92,6 +96,10 @@ claims: env ## the paper's claims and whether they hold here
 
 report: env ## one HTML page: what ran, provenance, tables, figures, claims: RESULTS=
 	@$(RUN) -m analysis.report $${RESULTS:+--results="$$RESULTS"}
+
+verify-records: env ## check all records, measure a random few again: NUMBER=5 SEED= ONLY=part/of/path RESULTS=
+	@$(RUN) -m llm2vec.verify --number="$$NUMBER" $${SEED:+--seed="$$SEED"} $${ONLY:+--only="$$ONLY"} \
+	  $${RESULTS:+--results="$$RESULTS"}
 
 bench: env ## measure speed and memory (let nothing else run), regenerate docs/performance.md
 	@$(RUN) -m benchmarks

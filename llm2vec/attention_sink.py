@@ -108,12 +108,17 @@ def plan(model: str, variant: str, adapters: str = "own", dtype: str | None = No
     return Run(spec, kind, dtype, adapters)
 
 
-def execute(run: Run, results: Path, device: str | None = None) -> list[Path]:
+def execute(
+    run: Run,
+    results: Path,
+    device: str | None = None,
+    passes: Sequence[tuple[str, Sequence[Left]]] = PASSES,
+) -> list[Path]:
     """Measure what is missing; returns the files of all records, written now or before."""
     git_state()  # of the code that runs now, whatever is edited meanwhile
     hashes = adapter_hashes(run.model, run.variant, run.adapters)
     files, encoder = [], None
-    for task, lefts in PASSES:
+    for task, lefts in passes:
         keys = {left: run.key(task, left) for left in lefts}
         files += [key.path(results) for key in keys.values()]
         settings = {left: run.hyperparameters(task, left) for left in lefts}

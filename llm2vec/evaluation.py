@@ -228,9 +228,13 @@ def _measure(run: Run, encoder: Any, task: Task, poolings: Sequence[str]) -> int
 
 
 def _vectors_folder(run: Run, task: Task, adapters: tuple[str, ...]) -> Path:
-    """Where a task's vectors wait to be scored; another setting or adapter is another folder."""
+    """Where a task's vectors wait to be scored; other settings, adapters or results, another one.
+
+    A run that makes records again elsewhere must not find the vectors of the first one.
+    """
     settings = hyperparameters(run, task, "any")
     settings |= {"task": task.name, "adapters": list(adapters)}
+    settings |= {"results": str(run.results.resolve())}
     return cache_dir() / "vectors" / f"{run.model.name}-{run.variant.name}-{hash_of(settings)}"
 
 

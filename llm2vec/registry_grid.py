@@ -14,7 +14,7 @@ from llm2vec.registry import VARIANTS, Model
 
 WORDS, LEAKAGE, LAYERS = "words", "leakage", "layers"
 _TABLE_5 = ("uni", "bi", "bi-mntp", "uni-simcse", "bi-simcse", "bi-mntp-simcse", "encoder")
-# Table 4; Tables 1 and 2; Figures 4 and 7, with Echo beside them; Figure 5. All other suites: Table 5.
+# Table 4; Tables 1 and 2; Figures 4 and 7, with Echo beside them; Figure 5. Other suites: Table 5.
 _PAPER: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         WORDS: ("uni", "bi", "bi-mntp", "bi-simcse", "bi-mntp-simcse", "encoder"),

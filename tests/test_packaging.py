@@ -203,7 +203,17 @@ class Copy:
     def make(self, *arguments: str, **values: str) -> subprocess.CompletedProcess[str]:
         """Run make with `values` in its environment."""
         outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MAKEFILES"}
-        outer |= {*MAKE_VALUES, "PROFILE", "ADAPTERS", "DRY", "DEST", "FROM"}
+        outer |= {
+            *MAKE_VALUES,
+            "PROFILE",
+            "ADAPTERS",
+            "DRY",
+            "DEST",
+            "FROM",
+            "NUMBER",
+            "SEED",
+            "ONLY",
+        }
         environment = {k: v for k, v in os.environ.items() if k not in outer}
         return subprocess.run(
             ["make", *arguments],
@@ -360,6 +370,8 @@ def test_folders_reach_mirror_and_import_as_they_are(built: Copy, value: str) ->
     assert call == ["-m", "llm2vec.transfer", f"--source={value}", "--dry-run"]
     (call,) = built.new_calls("doctor", f"MODEL={value}", f"ADAPTERS={value}")
     assert call[2:] == [f"--model={value}", "--suite=offline", f"--adapters={value}"]
+    (call,) = built.new_calls("verify-records", f"ONLY={value}", f"SEED={value}")
+    assert call == ["-m", "llm2vec.verify", "--number=5", f"--seed={value}", f"--only={value}"]
     assert not (built.folder / "pwned").exists()
 
 
