@@ -27,6 +27,7 @@ from analysis import (
     tables_log,
     tables_own,
     tables_performance,
+    tables_plan,
     tables_sink,
     tables_verdicts,
 )
@@ -67,7 +68,9 @@ TABLES: Mapping[str, Callable[[Results], Table]] = {
     "ablations": tables_ablations.ablations,
     "training": tables_adapters.training,
     "departures": tables_checks.departures,
+    "not_run": tables_plan.not_run,
     "cost": tables_checks.cost,
+    "plan": tables_plan.plan,
     "log": tables_log.log,
     "performance_encode": tables_performance.encoding,
     "performance_breakdown": tables_performance.breakdown,
