@@ -1,0 +1,47 @@
+"""The committed evidence: clean commits, scripts that exist, adapters that are the shipped ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from llm2vec import integrity
+from llm2vec.adapters import ADAPTER_WEIGHTS
+from llm2vec.integrity import faults, origin_faults
+from llm2vec.results import sha256_file
+
+RESULTS = ROOT / "results"
+RECORDS = sorted((RESULTS / "raw").rglob("*.json"))
+ADAPTERS = sorted((RESULTS / "adapters").glob("*/*/provenance.json"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shipped_alone(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What somebody trains in this checkout is not what the records were made with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM2VEC_CHECKPOINTS", str(tmp_path_factory.mktemp("none")))
+        integrity._hashes.cache_clear()
+        yield
+    integrity._hashes.cache_clear()
+
+
+def test_there_is_evidence() -> None:
+    assert len(RECORDS) > 400 and len(ADAPTERS) >= 4
+
+
+def test_every_record_is_what_it_says() -> None:
+    """Valid, from a clean commit, by a script that is here, with the shipped adapters."""
+    assert [line for path in RECORDS for line in faults(path)] == []
+
+
+def test_no_array_lies_there_without_its_record() -> None:
+    arrays = [p for kind in ("npz", "parquet") for p in (RESULTS / "raw").rglob(f"*.{kind}")]
+    assert arrays and [p for p in arrays if not p.with_suffix(".json").is_file()] == []
+
+
+@pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: "/".join(path.parts[-3:-1]))
+def test_every_adapter_is_what_it_says(path: Path) -> None:
+    note = json.loads(path.read_text())
+    assert origin_faults(note["provenance"]) == []
+    assert sha256_file(path.with_name(ADAPTER_WEIGHTS)) == note["adapter_sha256"]
