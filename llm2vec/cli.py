@@ -288,6 +288,9 @@ def convert(
     block_size: Annotated[int | None, typer.Option(min=8, help="Tokens of an MNTP block.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of both stages.")] = None,
     scores: Annotated[bool, typer.Option(help="Score before and after on small STS tasks.")] = True,
+    all_tasks: Annotated[
+        bool, typer.Option("--all-tasks", help="Score on all 15 tasks of the offline suite.")
+    ] = False,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
     device: Device = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 20,
@@ -301,7 +304,7 @@ def convert(
 
     settings = Settings(
         mntp_steps, simcse_steps, batch_size, block_size, learning_rate, dtype, device, save_every,
-        scores,
+        scores, all_tasks,
     )  # fmt: skip
     print(run(model, data, output, settings))
 

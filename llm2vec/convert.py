@@ -7,9 +7,9 @@ Bidirectional attention (with the full leak check), MNTP, SimCSE, scores, export
 that is done is not repeated. Hyperparameters are the registry's for the models it knows and the
 paper's defaults otherwise; options change them, and each adapter's ``provenance.json`` says so.
 
-Scores are those of the offline suite's three STS tasks, mean pooling, for the decoder as it is
-(causal), after the switch alone, and after training: a sign that training has worked, no MTEB
-score. They are left out where their texts cannot be downloaded.
+Scores are those of the offline suite's three STS tasks, or of the whole suite, mean pooling, for
+the decoder as it is (causal), after the switch alone, and after training: a sign that training has
+worked, no MTEB score. They are left out where their texts cannot be downloaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,7 @@ class Settings:
     device: str | None = None
     save_every: int = 20
     scores: bool = True
+    all_tasks: bool = False
 
 
 def convert(name: str, data: Path, output: Path, settings: Settings) -> Path:
@@ -99,7 +100,7 @@ def convert(name: str, data: Path, output: Path, settings: Settings) -> Path:
     encoder = None
     if settings.scores:
         for label, encoder in _encoders(name, folders, settings.device):
-            _score(encoder, label, work)
+            _score(encoder, label, work, SUITES["offline"] if settings.all_tasks else SCORED)
     encoder = encoder or _trained(name, folders, settings.device)
     table = _read(work) if settings.scores else {}
     _show(table)
@@ -184,13 +185,13 @@ def _trained(name: str, folders: list[Path], device: str | None) -> LLM2Vec:
     return encoder
 
 
-def _score(encoder: LLM2Vec, label: str, work: Path) -> None:
+def _score(encoder: LLM2Vec, label: str, work: Path, tasks: Sequence[str]) -> None:
     """Measure what ``scores.json`` lacks and add it."""
     from llm2vec.mteb_tasks import evaluate_task
     from llm2vec.vectors import Vectors
 
     table = _read(work)
-    for task in SCORED:
+    for task in tasks:
         if task in table.get(label, {}):
             continue
         vectors = Vectors(encoder, ("mean",), work / "vectors" / f"{label}-{task}")

@@ -17,7 +17,7 @@ from llm2vec.adapters import adapter_hash
 from llm2vec.convert import AFTER, BEFORE, SCORED, SWITCHED, Settings, convert, trainable_model
 from llm2vec.errors import DataError, LLM2VecError, SettingError
 from llm2vec.export import cosines
-from llm2vec.registry import MODELS
+from llm2vec.registry import MODELS, SUITES
 
 SETTINGS = Settings(
     mntp_steps=2, simcse_steps=2, batch_size=4, block_size=16, learning_rate=1e-2,
@@ -110,6 +110,13 @@ def test_scores_before_and_after_stand_in_the_card(
     convert(*arguments)
     check_scores(out)
     assert calls == [SCORED[1]] * 3  # not measured again
+    shutil.rmtree(out)
+    convert(*arguments[:3], replace(SETTINGS, scores=True, all_tasks=True))
+    check_scores(out)
+    others = [name for name in SUITES["offline"] if name != SCORED[1]]
+    assert calls[3:] == others * 3
+    card = (out / "README.md").read_text()
+    assert len(others) == 14 and all(f"| {name} |" in card for name in others)
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ WAYS: dict[str, Way] = {
     "export HF_TOKEN=...": Way(NAMED, SHELL),
     "make doctor": doctor(),
     "make doctor MODEL=s-llama-1.3b SUITE=subset": doctor(),
-    "make reproduce-mteb": dry("takes half an hour", "offline.smollm2-135m.echo"),
+    "make reproduce-mteb": dry("takes half an hour", "offline.smollm2-135m.bi-mntp-simcse"),
     "make reproduce-mteb MODEL=s-llama-1.3b SUITE=subset PROFILE=gpu DRY=1": Way(
         REAL, says="train.s-llama-1.3b.mntp-simcse"
     ),
@@ -200,7 +200,7 @@ def execute(copy: Path) -> Callable[[tuple[str, ...]], subprocess.CompletedProce
     def run(words: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
         if words not in done:
             done[words] = subprocess.run(
-                words, cwd=copy, env=env, capture_output=True, text=True, check=False, timeout=900
+                words, cwd=copy, env=env, capture_output=True, text=True, check=False, timeout=3600
             )
         return done[words]
 
