@@ -179,7 +179,8 @@ _MODELS = (
         mntp_words=MNTP(),  # paper D.1.3; the released word-level config loads the one above
         simcse=SimCSE(),
         published={
-            "mntp": ("McGill-NLP/LLM2Vec-Mistral-7B-Instruct-v2-mntp", UNPINNED),
+            "mntp": ("McGill-NLP/LLM2Vec-Mistral-7B-Instruct-v2-mntp",
+                     "e76f9757923897a0c5204b3075f1062f484d033b"),
             "mntp-simcse": ("McGill-NLP/LLM2Vec-Mistral-7B-Instruct-v2-mntp-unsup-simcse",
                             "2c055a5d77126c0d3dc6cd8ffa30e2908f4f45f8"),
         },
@@ -189,19 +190,21 @@ _MODELS = (
         "8afb486c1db24fe5011ec46dfbe5b5dccdb575c2", "llama", 8.030e9, 32, 4096,
         chat=_LLAMA_3, gated=True, mntp=MNTP(), simcse=SimCSE(),
         published={
-            "mntp": ("McGill-NLP/LLM2Vec-Meta-Llama-3-8B-Instruct-mntp", UNPINNED),
+            "mntp": ("McGill-NLP/LLM2Vec-Meta-Llama-3-8B-Instruct-mntp",
+                     "31474e395ada192e8ed1586db6be79fb3b70c9c0"),
             "mntp-simcse": ("McGill-NLP/LLM2Vec-Meta-Llama-3-8B-Instruct-mntp-unsup-simcse",
                             "1cb7b735326d13a8541db8f57f35da5373f5e9c6"),
         },
     ),
     # Layer similarity only (Figure 9): the other releases of Mistral.
     Model(
-        "mistral-7b-v0.1", "Mistral-7B-v0.1", "mistralai/Mistral-7B-v0.1", UNPINNED,
-        "mistral", 7.242e9, 32, 4096,
+        "mistral-7b-v0.1", "Mistral-7B-v0.1", "mistralai/Mistral-7B-v0.1",
+        "7231864981174d9bee8c7687c24c8344414eae6b", "mistral", 7.242e9, 32, 4096,
     ),
     Model(
         "mistral-7b-instruct-v0.1", "Mistral-7B-Instruct-v0.1",
-        "mistralai/Mistral-7B-Instruct-v0.1", UNPINNED, "mistral", 7.242e9, 32, 4096, chat=_INST,
+        "mistralai/Mistral-7B-Instruct-v0.1", "9ab9e76e2b09f9f29ea2d56aa5bd139e4445c59e",
+        "mistral", 7.242e9, 32, 4096, chat=_INST,
     ),
     Model(
         "minilm-l6", "MiniLM-L6", "sentence-transformers/all-MiniLM-L6-v2",

@@ -137,6 +137,17 @@ def test_revisions_are_commits_or_say_that_they_are_not() -> None:
         assert revision == UNPINNED or (len(revision) == 40 and int(revision, 16))
 
 
+def test_what_has_no_pinned_revision_is_known_by_name() -> None:
+    """A record of these says "unpinned"; whoever can reach the hub may fill them in."""
+    pins = [(m.hub_id, m.revision) for m in MODELS.values()]
+    pins += [pin for m in MODELS.values() for pin in m.published.values()]
+    assert {hub_id for hub_id, revision in pins if revision == UNPINNED} == {
+        "princeton-nlp/unsup-simcse-bert-base-uncased",
+        "McGill-NLP/LLM2Vec-Sheared-LLaMA-mntp-unsup-simcse",
+        "McGill-NLP/LLM2Vec-Llama-2-7b-chat-hf-mntp",
+    }
+
+
 def test_embedded_models_name_their_asset_as_revision() -> None:
     embedded = {m.name: m.revision for m in MODELS.values() if m.asset}
     assert embedded["smollm2-135m"] == "asset:smollm2-135m"
