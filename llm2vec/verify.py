@@ -6,9 +6,9 @@
 
 Integrity (:mod:`llm2vec.integrity`) is checked for every record. Those that are drawn, among the
 ones of at most ``--max-tokens`` tokens, are measured again by the function that the experiment's
-script calls, into a temporary folder. With the same processor, number of threads, versions, dtype
-and device every number must come out bit for bit; elsewhere, or where the old record does not say,
-score and interval must be within the registry's tolerance. One line a record; exit code 1 for any
+script calls, into a temporary folder. With the same package code, processor, number of threads,
+versions, dtype and device every number must come out bit for bit; elsewhere, or where the old
+record does not say, score and interval must be within the registry's tolerance. One line a record; exit code 1 for any
 difference. What cannot be measured here (data, weights or adapters not at hand) is said.
 
 Not drawn: texts of one's own (``--triples``, ``--paragraphs``), and ablations that train. Features
@@ -18,6 +18,7 @@ of words that are in the cache are taken from there.
 from __future__ import annotations
 
 import random
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -212,6 +213,20 @@ def _origin_differences(record: Record, again: Record) -> Iterator[str]:
     )
     for name, before, now in _differences(old, new):
         yield f"{name} ({before} -> {now})"
+    commits = [str(r.provenance.get("commit", UNKNOWN)) for r in (record, again)]
+    if not _same_code(*commits):
+        yield "code ({:.9} -> {:.9})".format(*commits)
+
+
+def _same_code(before: str, now: str) -> bool:
+    """Whether git knows the package to be the same at both commits: another kernel, other bits."""
+    if before == now:
+        return True
+    done = subprocess.run(
+        ["git", "diff", "--quiet", "--end-of-options", before, now, "--", "llm2vec"],
+        cwd=paths.ROOT, capture_output=True, check=False,
+    )  # fmt: skip
+    return done.returncode == 0
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -163,6 +163,13 @@ def test_what_an_old_record_does_not_say_may_be_another_machine(results: Path) -
     assert code == 0 and "threads (not recorded -> " in lines[0]
 
 
+def test_other_code_of_the_package_may_round_otherwise(results: Path) -> None:
+    path = place(results)
+    alter(path, score=lambda x: x - 1e-3, provenance__commit="4" * 40)  # git knows no such commit
+    code, lines = verified(results, "--only=echo")
+    assert code == 0 and "code (444444444 -> " in lines[0]
+
+
 def test_other_settings_or_adapters_are_no_rounding(results: Path) -> None:
     path = place(results)
     alter(path, hyperparameters__tie=1e-4, provenance__processor="Another 9000")
