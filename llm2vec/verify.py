@@ -9,7 +9,8 @@ ones of at most ``--max-tokens`` tokens, are measured again by the function that
 script calls, into a temporary folder. With the same package code, processor, number of threads,
 versions, dtype and device every number must come out bit for bit; elsewhere, or where the old
 record does not say, score and interval must be within the registry's tolerance. One line a record;
-exit code 1 for any difference. What cannot be measured here (data, weights or adapters not at hand) is said.
+exit code 1 for any difference. What cannot be measured here (data, weights or adapters not at
+hand) is said.
 
 Not drawn: texts of one's own (``--triples``, ``--paragraphs``), and ablations that train. Features
 of words that are in the cache are taken from there.
