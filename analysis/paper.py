@@ -221,7 +221,7 @@ def cost_ratio(
             and record.variant in cost and record.task in tasks
         ):  # fmt: skip
             cost[record.variant][record.task] = cost_alone(record)
-    both = cost["echo"].keys() & cost[LLM2VEC[0]].keys()
+    both = sorted(cost["echo"].keys() & cost[LLM2VEC[0]].keys())  # one order, one rounding
     if not both:
         return None
     echo, ours = (

@@ -1,6 +1,7 @@
 """Collecting and building: every record, the same bytes, errors that name the record."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,16 @@ def test_generating_twice_gives_identical_bytes(full: Results, tmp_path: Path) -
     names = {path.relative_to(full.root).as_posix() for path in first}
     assert {"scores.csv", "tables/table4.tex", "tables/claims.md", "figures/figure2.csv"} <= names
     assert len(names) == 1 + 3 * len(build.TABLES) + len(build.DATA)
+
+
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_no_byte_depends_on_the_order_of_a_set(seed: str) -> None:
+    """Strings hash anew in every process, so a sum over a set rounds anew."""
+    done = subprocess.run(
+        [sys.executable, "-m", "analysis.build", "--check"], cwd=ROOT, capture_output=True,
+        text=True, env=os.environ | {"PYTHONHASHSEED": seed},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
 
 
 def test_check_names_what_changed_and_changes_nothing(tmp_path: Path) -> None:
