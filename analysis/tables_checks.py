@@ -19,6 +19,7 @@ from analysis.tables import (
     display_variant,
     once,
 )
+from analysis.tables_dtypes import in_another_dtype
 from analysis.tables_own import in_order, short_task
 from llm2vec.errors import RecordError
 from llm2vec.registry import VARIANTS, WORD_TASKS
@@ -226,11 +227,12 @@ def alignment(results: Results) -> Table:
 def departures(results: Results) -> Table:
     """Every record that departs from the paper's setting, beside the one that does not.
 
-    Ablations, the attention sink and the other word alignment have tables of their own.
+    Ablations, the attention sink, the other word alignment and other dtypes have tables of their
+    own.
     """
     scores = results.scores[~results.scores["experiment"].isin(["ablations", "attention_sink"])]
     plain = scores[scores["setting"].isna()].set_index(list(AXES[:-1]))["score"].to_dict()
-    rows = scores[scores["setting"].notna()]
+    rows = scores[scores["setting"].notna() & ~in_another_dtype(scores)]
     rows = rows[~((rows["experiment"] == "word_probing")
                   & rows["setting"].isin(["same", "previous"]))]  # fmt: skip
     data = []

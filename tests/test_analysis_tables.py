@@ -279,7 +279,7 @@ def test_alignment_puts_each_score_under_its_own_position(full: Results) -> None
 def test_departures_stand_beside_the_papers_setting(full: Results) -> None:
     table = shown(tables_checks.departures(full))
     assert len(table) == 1
-    assert list(table.iloc[0, -4:]) == ["bfloat16", "41.00", "46.00", "-5.00"]
+    assert list(table.iloc[0, -4:]) == ["published", "41.00", "46.00", "-5.00"]
 
 
 def test_the_sink_stands_beside_its_control(full: Results) -> None:
