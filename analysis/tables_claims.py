@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.claims import CLAIMS, Claim, evaluate
 from analysis.collect import Results
 from analysis.evidence import collect_evidence
-from analysis.render import Origin, Table
+from analysis.render import NOT_RUN, Origin, Table
 from analysis.tables import display_model
 
 NOT_PRINTED = "no printed numbers"
@@ -67,6 +67,21 @@ def claims_table(results: Results) -> Table:
         pd.DataFrame(rows, columns=["claim", "section", "text", "source", "paper", "reproduced"]),
         Origin.of(results.scores), f"{run} of {len(CLAIMS)} claims tested on records",
     )  # fmt: skip
+
+
+def claims_of(results: Results, kind: str) -> Table:
+    """The claims of one kind of evidence, with the numbers that ours rest on: for a notebook."""
+    outcomes = outcomes_of(results)
+    own = outcomes[outcomes["source"] == "results"]
+    rows = []
+    for claim in (claim for claim in CLAIMS if claim.kinds[0] == kind):
+        numbers = own.loc[own["claim"] == claim.id, "numbers"]
+        rows.append([claim.text, _paper(claim, outcomes), _reproduced(claim, outcomes),
+                     "; ".join(numbers) or NOT_RUN])  # fmt: skip
+    header = ["The paper says", "Its own numbers", "Reproduced", "Our numbers"]
+    data = pd.DataFrame(rows, columns=["text", "paper", "reproduced", "numbers"])
+    return Table(f"claims_{kind}", "What the ledger says", header, rows, "pppp", data,
+                 Origin.of(results.scores))  # fmt: skip
 
 
 def claims_numbers(results: Results) -> Table:

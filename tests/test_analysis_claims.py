@@ -11,7 +11,8 @@ import synthetic_records as made
 from analysis.claims import CLAIMS, Claim, evaluate
 from analysis.collect import Results, load_results
 from analysis.evidence import collect_evidence, views
-from analysis.tables_claims import claims_table, ledger_text
+from analysis.notebooks import notebooks
+from analysis.tables_claims import claims_of, claims_table, ledger_text
 from llm2vec.registry import MODELS, SUITES
 from llm2vec.results import NONE
 
@@ -320,6 +321,19 @@ def test_table_of_claims_counts_models_and_tasks(full: Results) -> None:
     assert cells["layers"][4] == "no printed numbers"
     assert "SmolLM2-135M: holds (MTEB subset, 8 of 15 tasks)" in cells["pooling-eos"][5]
     assert cells["words-encoders"][5] == "not run"
+
+
+def test_a_notebook_shows_the_claims_of_its_kind_with_our_numbers(all_hold: Path) -> None:
+    results = load_results(all_hold)
+    kinds = list(dict.fromkeys(claim.kinds[0] for claim in CLAIMS))
+    tables = {kind: claims_of(results, kind) for kind in kinds}
+    shown = [row[0] for table in tables.values() for row in table.rows]
+    assert sorted(shown) == sorted(claim.text for claim in CLAIMS)
+    (row,) = tables["leakage"].rows
+    assert row[1] == "no printed numbers" and "+0.0100" in row[3]
+    used = {kind for file in notebooks() for kind in kinds
+            if f'claims_of(results, \\"{kind}\\")' in file.read_text()}  # fmt: skip
+    assert used == set(kinds)
 
 
 def test_a_claim_that_fails_in_the_paper_says_for_which_model(
