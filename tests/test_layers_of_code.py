@@ -21,7 +21,10 @@ BOTTOM = {
     "registry_sink", "registry_verdicts", "results", "provenance", "console", "adapters",
     "architectures", "estimates", "costs",
 }  # fmt: skip
-SECOND = BOTTOM | {"attention", "pooling", "prompts", "assets", "batching", "folders", "inputs"}
+SECOND = BOTTOM | {
+    "attention", "pooling", "prompts", "assets", "batching", "folders", "inputs", "kernels",
+    "mixed", "portions",
+}  # fmt: skip
 THIRD = SECOND | {"loading", "encoder", "data", "vectors", "lora", "stage", "training", "runs"}
 ROWS = (BOTTOM, SECOND, THIRD)
 

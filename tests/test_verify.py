@@ -21,8 +21,8 @@ from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import DataError, SettingError
 from llm2vec.integrity import faults, script_of
 from llm2vec.paths import ROOT
-from llm2vec.registry import get_model, get_task, get_variant
-from llm2vec.registry_verdicts import rerun_tolerance
+from llm2vec.registry import DTYPES, get_model, get_task, get_variant
+from llm2vec.registry_verdicts import RERUN_TOLERANCE, rerun_tolerance
 from llm2vec.results import NONE, Record, hash_of, read_record, write_record
 
 # A draw of so few rows may well be constant.
@@ -154,6 +154,10 @@ def test_tolerance_by_what_may_flip(dtype: str, metric: str, n: int, expected: f
     assert rerun_tolerance(dtype, metric, n) == pytest.approx(expected)
 
 
+def test_every_dtype_has_a_tolerance() -> None:
+    assert set(RERUN_TOLERANCE) == set(DTYPES)
+
+
 def test_what_an_old_record_does_not_say_may_be_another_machine(results: Path) -> None:
     path = place(results)
     values = alter(path, score=lambda x: x - 1e-3)
@@ -213,6 +217,9 @@ def test_poolings_of_one_pass_are_made_again_together(
     monkeypatch.setenv("LLM2VEC_CACHE", str(tmp_path / "cache"))
     add_task(tmp_path / "mirror", get_task("STS17"))
     for poolings in (("mean", "weighted_mean"), ("eos",)):
+        # Two commands, in whatever second they begin.
+        command = f"python experiments/04_mteb_subset.py --pooling {poolings[0]}"
+        monkeypatch.setattr("llm2vec.provenance._command", lambda said=command: said)
         run = evaluation.plan("smollm2-135m", "uni", "short6", tmp_path, task="STS17")
         evaluation.execute(replace(run, poolings=poolings))
     made = loaded.copy()
