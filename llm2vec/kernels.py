@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.activations import SiLUActivation
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from llm2vec.mixed import MixedLinear
@@ -30,6 +31,7 @@ from llm2vec.mixed import MixedLinear
 Forward = Callable[[torch.Tensor], torch.Tensor]
 Forwards = Mapping[nn.Module, Forward]
 LINEAR, GATED = "linear", "gated"
+SILU = (nn.SiLU, SiLUActivation)
 
 
 def faster_forwards(backbone: nn.Module, kinds: tuple[str, ...] = (LINEAR, GATED)) -> Forwards:
@@ -78,21 +80,18 @@ def _untouched(module: nn.Module) -> bool:
 
 def _is_gated(module: nn.Module) -> bool:
     """An MLP whose ``forward`` is Llama's, instruction for instruction, with SiLU inside."""
-    code, known = getattr(type(module).forward, "__code__", None), LlamaMLP.forward.__code__
-    if code is None or (code.co_code, code.co_names) != (known.co_code, known.co_names):
+    if not _computes_as_llama(type(module)) or type(module.act_fn) not in SILU:
         return False
-    layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    return (
-        all(map(_is_plain, layers))
-        and len({layer.weight.dtype for layer in layers}) == 1
-        and _untouched(module)
-        and _is_silu(module.act_fn)
-    )
+    layers = (module.gate_proj, module.up_proj, module.down_proj)
+    if not all(map(_is_plain, layers)) or not _untouched(module):
+        return False
+    return len({layer.weight.dtype for layer in layers}) == 1
 
 
-def _is_silu(activation: Any) -> bool:
-    probe = torch.linspace(-5, 5, 11)
-    return bool(torch.equal(activation(probe), functional.silu(probe)))
+@cache
+def _computes_as_llama(kind: type[nn.Module]) -> bool:
+    code, known = getattr(kind.forward, "__code__", None), LlamaMLP.forward.__code__
+    return code is not None and (code.co_code, code.co_names) == (known.co_code, known.co_names)
 
 
 # --------------------------------------------------------------------------- what they run

@@ -155,6 +155,10 @@ def test_an_mlp_of_another_form_keeps_its_own(backbone: nn.Module) -> None:
     layer.mlp.__class__ = Doubled
     assert layer.mlp not in faster_forwards(backbone)
     assert layer.mlp.down_proj in faster_forwards(backbone)
+    other = backbone.layers[1].mlp
+    assert other in faster_forwards(backbone)
+    other.gate_proj = nn.Identity()  # of another kind, without a weight
+    assert other not in faster_forwards(backbone)
 
 
 @needs_onednn
