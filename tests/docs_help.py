@@ -41,13 +41,19 @@ def commands(block: str) -> Iterator[list[str]]:
                 yield words
 
 
+def inline(text: str) -> Iterator[list[str]]:
+    """Commands in running text."""
+    for code in INLINE.findall(text):
+        yield from commands(" ".join(code.split()))
+
+
 def all_commands() -> list[tuple[str, list[str]]]:
     """(page, words) of every command in blocks and in running text."""
     found = []
     for page in PAGES:
         text = BLOCK.sub("", page.read_text())
-        for block in [*blocks(page, *SHELL), *INLINE.findall(text)]:
-            found += [(page.name, words) for words in commands(block)]
+        for words in [*(w for b in blocks(page, *SHELL) for w in commands(b)), *inline(text)]:
+            found.append((page.name, words))
     return found
 
 
@@ -65,7 +71,10 @@ def parse(application: typer.Typer, arguments: list[str]) -> None:
 def script(path: str) -> ModuleType:
     """A script or module of the repository, loaded anew if it is a file."""
     if not path.endswith(".py"):
-        return importlib.import_module(path)
+        spec = importlib.util.find_spec(path)
+        assert spec is not None, f"no module {path}"
+        package = spec.submodule_search_locations is not None
+        return importlib.import_module(f"{path}.__main__" if package else path)
     assert (ROOT / path).is_file(), path
     name = "docs_" + Path(path).stem
     spec = importlib.util.spec_from_file_location(name, ROOT / path)

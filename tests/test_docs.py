@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 from docs_help import BLOCK, PAGES, all_commands, blocks
 from test_cli import llm2vec
-from test_docs_commands import PAGE, WAYS
+from test_docs_commands import PAGE, of
 from test_mteb_name import mteb_registry, small_task  # noqa: F401 - one is a fixture
 from training_help import write_texts
 
@@ -114,7 +114,7 @@ def run_page(page: Path, names: dict[str, str]) -> list[str]:
             done.append("python")
         for line in block.splitlines() if kind == "bash" else ():
             words = shlex.split(line, comments=True)
-            if " ".join(words) not in WAYS or WAYS[" ".join(words)].how != PAGE:
+            if " ".join(words) not in of(PAGE):
                 continue
             if words[0] == "llm2vec":
                 extra = FAST if words[1] == "convert" else ["--device", "cpu"]
@@ -136,7 +136,7 @@ def test_a_page_runs_from_top_to_bottom(
     done = run_page(page, stand_ins)
     assert done.count("python") == RUN[page.name]
     texts = [" ".join(words) for name, words in all_commands() if name == page.name]
-    assert [c for c in done if c != "python"] == [t for t in texts if WAYS[t].how == PAGE]
+    assert [c for c in done if c != "python"] == [t for t in texts if t in of(PAGE)]
     if page.name == "quickstart.md":
         made = {path.name for path in tmp_path.iterdir()}
         assert made >= {"vectors.npy", "vectors.parquet", "my-encoder", "my-own-encoder"}
@@ -144,7 +144,7 @@ def test_a_page_runs_from_top_to_bottom(
 
 
 def test_every_page_with_such_commands_is_run() -> None:
-    assert {name for name, words in all_commands() if WAYS[" ".join(words)].how == PAGE} <= set(RUN)
+    assert {name for name, words in all_commands() if " ".join(words) in of(PAGE)} <= set(RUN)
 
 
 def entries() -> list[object]:
