@@ -231,10 +231,10 @@ def test_a_pinned_revision_is_what_the_hub_is_asked_for(monkeypatch: pytest.Monk
         raise OSError("not today")
 
     monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", refuse)
-    for name in ("mistral-7b", "mistral-7b-v0.1"):
+    for name in ("mistral-7b", "bert-base-simcse"):
         with pytest.raises(ModelNotFoundError, match="not today"):
             load_backbone(name)
     assert asked == [
         ("mistralai/Mistral-7B-Instruct-v0.2", MODELS["mistral-7b"].revision),
-        ("mistralai/Mistral-7B-v0.1", None),
+        ("princeton-nlp/unsup-simcse-bert-base-uncased", None),  # the one that is not pinned
     ]
