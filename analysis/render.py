@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import NamedTuple
 
 import pandas as pd
@@ -154,6 +155,7 @@ _TEX = {
     "–": "--", "—": "---", "±": r"$\pm$", "×": r"$\times$", "≥": r"$\ge$", "≤": r"$\le$",
     "§": r"\S{}", "→": r"$\to$", "†": r"\dag{}", "Δ": r"$\Delta$", "\n": " ",
 }  # fmt: skip
+_BREAKS = re.compile(r"(?<=\w)(=|/|\\_|-)(?=\w)")
 _SIGNED = re.compile(r"[+-]\d+(\.\d+)?")
 
 
@@ -164,10 +166,13 @@ def escape_tex(text: str) -> str:
     return "".join(_TEX.get(character, character) for character in text)
 
 
-def _tex_row(cells: Iterable[Cell | str]) -> str:
+def _tex_row(cells: Iterable[Cell | str], columns: str = "") -> str:
+    """``columns``: their types. Within paragraphs a command may break where its parts meet."""
     texts = []
-    for cell in map(_cell, cells):
+    for cell, kind in zip_longest(map(_cell, cells), columns):
         text = escape_tex(cell.text)
+        if kind == "p":
+            text = _BREAKS.sub(r"\g<0>\\allowbreak{}", text)
         texts.append(rf"\textbf{{{text}}}" if cell.bold and text else text)
     # A bracket right after \\ would be read as its optional argument.
     return " & ".join("{}" + text if text.startswith("[") else text for text in texts) + r" \\"
@@ -218,7 +223,7 @@ def to_tex(table: Table) -> str:
             line
             for index, row in rows
             for line in ([r"\midrule"] if index in table.breaks and index > start else [])
-            + [_tex_row(row)]
+            + [_tex_row(row, table.columns)]
         ]
         label = "" if start else rf"\label{{tab:{table.name}}}"
         more = " (continued)" if start else ""
