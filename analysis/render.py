@@ -19,7 +19,7 @@ from tabulate import tabulate
 from llm2vec.paths import ROOT
 
 NOT_RUN = "–"
-LONG, LONG_PARAGRAPHS = 45, 8  # rows that still fit on a page, of lines and of paragraphs
+LONG, LONG_PARAGRAPHS = 45, 5  # rows that still fit on a page, of lines and of paragraphs
 # Opens a box that is made smaller where it is wider than the text, and left as it is elsewhere.
 _SHRINK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 

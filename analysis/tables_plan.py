@@ -217,7 +217,7 @@ def not_run(results: Results) -> Table:
     return Table(
         "not_run", "What was not run, and why",
         ["Experiment", "Models", "Not run", "Records", "Why", "Command"],
-        shown or [["nothing", *[NOT_RUN] * 5]], "pppr" + "pp", pd.DataFrame(data, columns=[
+        shown or [["nothing", *[NOT_RUN] * 5]], "llprpp", pd.DataFrame(data, columns=[
             "part", "model", "variant", "pooling", "task", "reason",
         ]), Origin.of(results.scores), f"{len(data)} records not run", breaks=block_breaks(parts),
         notes=("Data: what the mirror behind these records held (mirror.csv); where the hub "

@@ -7,7 +7,7 @@ _COMMANDS = {
     "label", "centering", "small", "footnotesize", "setlength", "tabcolsep", "resizebox",
     "linewidth", "textbf", "par", "pm", "times", "ge", "le", "to", "S", "dag", "Delta",
     "textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater", "textbar",
-    "smallskip", "ifdim", "width", "else", "fi",
+    "smallskip", "ifdim", "width", "else", "fi", "allowbreak",
 }  # fmt: skip
 
 
