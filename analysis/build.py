@@ -82,6 +82,7 @@ TABLES: Mapping[str, Callable[[Results], Table]] = {
     "performance_scale": tables_performance.scale,
     "performance_startup": tables_performance.startup,
     "performance_grid": tables_performance.grid,
+    "performance_gpu": tables_performance.gpu,
     "claims": tables_claims.claims_table,
     "claims_numbers": tables_claims.claims_numbers,
 }

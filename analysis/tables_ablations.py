@@ -21,6 +21,7 @@ EXPERIMENT = "ablations"
 PUBLISHED = {
     "mntp-lr": MNTP().learning_rate,
     "simcse-lr": SimCSE().learning_rate,
+    "simcse-lr-batch": SimCSE().learning_rate,
     "simcse-after-mntp-lr": SimCSE().learning_rate,
 }
 SENSITIVITY = tuple(PUBLISHED)
@@ -130,7 +131,7 @@ def _rate_rows(
                  for n, value in zip(steps, values[index], strict=True)]  # fmt: skip
         label = f"{rate:g}" + (" (published)" if rate == PUBLISHED[group] else "")
         rows.append(["", "", "", label, "", *cells])
-    stage = VARIANTS[runs[-1].variant].display
+    stage = f"{VARIANTS[runs[-1].variant].display}, batch {runs[-1].base['batch_size']}"
     rows[0][:3] = display_model(model), stage, _place(measured)
     if untrained is not None:
         rows[0][4] = number(_score(found, model, untrained, measured)) or NOT_RUN

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis import tables_gpu
 from analysis.collect import Results
 from analysis.render import NOT_RUN, Origin, Table, number
 from analysis.tables import once
@@ -320,6 +321,12 @@ def _grid(values: Values) -> tuple[list[list[str]], frozenset[int], Sequence[str
     return shown, _breaks(tables), values["notes"]
 
 
+# --------------------------------------------------------------------------- one GPU
+def gpu_of(values: Values | None) -> Table:
+    """Training steps and encoding of a random 7B model on one GPU, beside the paper's times."""
+    return _table("performance_gpu", "One GPU", tables_gpu.COLUMNS, values, tables_gpu.rows_of)
+
+
 # --------------------------------------------------------------------------- by name
 _OF: Mapping[str, Sequence[Callable[[Values | None], Table]]] = {
     "encode": (encoding_of,),
@@ -329,6 +336,7 @@ _OF: Mapping[str, Sequence[Callable[[Values | None], Table]]] = {
     "word_features": (words_of,),
     "scale": (scale_of, startup_of),
     "grid_cost": (grid_of,),
+    "gpu": (gpu_of,),
 }
 
 
@@ -367,3 +375,7 @@ def startup(results: Results) -> Table:
 
 def grid(results: Results) -> Table:
     return grid_of(read(results, "grid_cost"))
+
+
+def gpu(results: Results) -> Table:
+    return gpu_of(read(results, "gpu"))

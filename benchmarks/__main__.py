@@ -4,11 +4,13 @@
     python -m benchmarks --only scale --only encode
 
 A benchmark that cannot run here (no data mirror, say) is named at the end and leaves the file of
-an earlier run as it was. Let nothing else run meanwhile; each says how long it took.
+an earlier run as it was; that of a GPU is left out where there is none, unless it is named. Let
+nothing else run meanwhile; each says how long it took.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -23,12 +25,17 @@ from llm2vec.paths import ROOT
 
 NAMES = (
     "encode", "breakdown", "choices", "training", "word_features", "scale", "grid_cost",
-    "retrieval_memory",
+    "retrieval_memory", "gpu",
 )  # fmt: skip
 
 
 class BenchmarkError(LLM2VecError):
     """Some benchmark did not run to its end."""
+
+
+def has_gpu() -> bool:
+    """Whether NVIDIA's driver is installed; asking torch would take seconds."""
+    return shutil.which("nvidia-smi") is not None
 
 
 def main(
@@ -37,10 +44,12 @@ def main(
     ] = None,
 ) -> None:
     """Run the benchmarks and regenerate docs/performance.md."""
-    chosen = only or list(NAMES)
+    chosen = only or [name for name in NAMES if name != "gpu" or has_gpu()]
     for name in chosen:
         if name not in NAMES:
             raise UnknownNameError("benchmark", name, NAMES)
+    if not only and "gpu" not in chosen:
+        print("The benchmark gpu is left out: no nvidia-smi here.", file=sys.stderr)
     if peer_python() is None:
         print("The published package is left out; 'make bench-peers' installs it.", file=sys.stderr)
     failed = []

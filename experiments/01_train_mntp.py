@@ -42,6 +42,7 @@ def main(
     checkpointing: Annotated[
         bool | None, typer.Option(help="Recompute activations; default: above 2e9 parameters.")
     ] = None,
+    compile: Annotated[bool, typer.Option(help="Fuse layers (torch.compile); for a GPU.")] = False,
 ) -> None:
     """Train an MNTP adapter."""
     spec = get_model(model)
@@ -58,7 +59,7 @@ def main(
     stage = "mntp-words" if words else "mntp"
     options = Options(
         dtype=dtype, device=device, max_tokens=max_tokens, save_every=save_every,
-        checkpointing=checkpointing,
+        checkpointing=checkpointing, compile=compile,
     )  # fmt: skip
     folder = output or checkpoints_dir() / model / stage
     print(train_mntp(spec, settings, registry, folder, options, data, stage))

@@ -47,6 +47,7 @@ def main(
     checkpointing: Annotated[
         bool | None, typer.Option(help="Recompute activations; default: above 2e9 parameters.")
     ] = None,
+    compile: Annotated[bool, typer.Option(help="Fuse layers (torch.compile); for a GPU.")] = False,
 ) -> None:
     """Train a SimCSE adapter."""
     spec, kind = get_model(model), get_variant(variant)
@@ -62,7 +63,7 @@ def main(
     )  # fmt: skip
     options = Options(
         dtype=dtype, device=device, max_tokens=max_tokens, save_every=save_every, caching=caching,
-        checkpointing=checkpointing,
+        checkpointing=checkpointing, compile=compile,
     )  # fmt: skip
     folder = output or checkpoints_dir() / model / str(kind.adapter)
     print(train_simcse(spec, kind, settings, spec.simcse, folder, options, data))

@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,14 @@ def plan(model: str, ablations: Sequence[Ablation], device: str | None = None) -
             settings = with_overrides(_registry(spec, stages), **ablation.base, **ablation.varied)
         if "mntp" in stages[:-1]:
             merged = (adapter_folder(spec, "mntp"),)
-        runs.append(Run(spec, ablation, settings, Options(device=device, save_every=10), merged))
+        runs.append(Run(spec, ablation, settings, _options(device), merged))
     return runs
+
+
+def _options(device: str | None) -> Options:
+    """Small and often on a CPU, where a run takes minutes; on a GPU, memory for time."""
+    options = Options(device=device, save_every=10)
+    return options if options.on_cpu else replace(options, save_every=100, caching=False)
 
 
 def _registry(model: Model, stages: Sequence[str]) -> Settings:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from llm2vec.kernels import faster_forwards, replaced
 
 MAX_TOKENS = 2048
+GPU_TOKENS = 16_384  # fewer leave a GPU waiting for the next kernel
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Batch:
     hidden: torch.Tensor
     mask: torch.Tensor
     layers: tuple[torch.Tensor, ...] = ()
+
+
+def tokens_per_pass(device: torch.device) -> int:
+    """Padded tokens of a batch that suit a device: few for a CPU and its cache, many for a GPU."""
+    return GPU_TOKENS if device.type == "cuda" else MAX_TOKENS
 
 
 def token_batches(

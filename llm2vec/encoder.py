@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llm2vec import prompts
 from llm2vec.adapters import adapter_folders, adapter_hash, published_adapters
 from llm2vec.attention import set_attention
-from llm2vec.batching import MAX_TOKENS, Batch, TokenCounter, iterate
+from llm2vec.batching import Batch, TokenCounter, iterate, tokens_per_pass
 from llm2vec.errors import SettingError, UnknownNameError
 from llm2vec.folders import CONFIG, open_checkpoint
 from llm2vec.inputs import Pair, as_pairs
@@ -83,7 +83,7 @@ class LLM2Vec:
                 if self.max_length < 3
                 else f"doc_max_length {doc_max_length} leaves no room: at least 1"
             )
-        self.max_tokens = MAX_TOKENS
+        self.max_tokens = tokens_per_pass(backbone.device)
         self.adapters = adapters
         self.counter = TokenCounter(backbone)
 
@@ -186,7 +186,9 @@ class LLM2Vec:
 
     def to(self, device: str | torch.device) -> LLM2Vec:
         """Move the backbone; returns this encoder."""
+        own_choice = self.max_tokens != tokens_per_pass(self.device)
         self.backbone.to(device)
+        self.max_tokens = self.max_tokens if own_choice else tokens_per_pass(self.device)
         return self
 
     # ----------------------------------------------------------------- properties

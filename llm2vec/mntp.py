@@ -225,6 +225,8 @@ def build(
     stage = MNTPModel(body, head_of(language_model), options.dtype)
     if options.checkpointing or (options.checkpointing is None and model.parameters > 2e9):
         stage.use_checkpointing()
+    if options.compile:
+        stage.compile_layers()
     return stage, tokenizer
 
 

@@ -221,6 +221,8 @@ def build(
     stage = SimCSEModel(add_lora(backbone, settings.lora, settings.seed), options.dtype)
     if options.checkpointing or (options.checkpointing is None and model.parameters > 2e9):
         stage.use_checkpointing()
+    if options.compile:
+        stage.compile_layers(dynamic=True)
     return stage, tokenizer, tuple(adapter_hash(folder) for folder in merged)
 
 

@@ -68,7 +68,7 @@ class StageTrainer(Trainer):
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
-            optim="adamw_torch",
+            optim="adamw_torch" if options.on_cpu else "adamw_torch_fused",
             seed=settings.seed,
             save_strategy="steps",
             save_steps=options.save_every,
@@ -78,6 +78,7 @@ class StageTrainer(Trainer):
             report_to="none",
             remove_unused_columns=False,
             dataloader_pin_memory=not options.on_cpu,
+            dataloader_num_workers=0 if options.on_cpu else 2,  # a GPU never waits for masks
             ddp_find_unused_parameters=False,
         )
         # Several visible GPUs and one process: not nn.DataParallel, which would multiply the batch.
@@ -202,7 +203,10 @@ class StageTrainer(Trainer):
         adam, trained = self._adam(), self._trained()
         for entry, value in _load_tensors(Path(checkpoint) / "optimizer.safetensors").items():
             key, name = entry.split("/", 1)
-            value = value if key == "step" else _like(value, trained[name])
+            if key != "step":
+                value = _like(value, trained[name])
+            elif adam.defaults.get("fused"):  # counts steps where the parameters are
+                value = value.to(trained[name].device)
             adam.state[trained[name]][key] = value
         scheduler = self.lr_scheduler
         scheduler.last_epoch = self.state.global_step

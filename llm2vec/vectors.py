@@ -33,7 +33,8 @@ from llm2vec.encoder import LLM2Vec, Pair
 from llm2vec.errors import LLM2VecError
 from llm2vec.portions import portions
 
-PART_CHARACTERS = 100_000  # about 25,000 tokens for a device: what a killed run loses at most
+PART_CHARACTERS = 100_000  # about 25,000 tokens for a CPU: what a killed run loses at most
+GPU_FACTOR = 10  # as long in time, on a GPU
 ATTEMPTS = 20  # at reading rows whose parts another job, done with them, deletes meanwhile
 RECENT = 1 << 14  # keys that wait in a dictionary to be sorted in
 HOUR = 3600.0
@@ -164,7 +165,9 @@ class Vectors:
 
     # ------------------------------------------------------------------ making parts
     def _make(self, pairs: list[Pair]) -> None:
-        parts = _parts(pairs, PART_CHARACTERS * len(getattr(self.encoder, "devices", ("one",))))
+        devices = getattr(self.encoder, "devices", (getattr(self.encoder, "device", "cpu"),))
+        share = sum(GPU_FACTOR if str(device).startswith("cuda") else 1 for device in devices)
+        parts = _parts(pairs, PART_CHARACTERS * share)
         with tqdm(
             total=len(pairs), unit=" texts", leave=False, disable=not self.progress or not pairs
         ) as bar:

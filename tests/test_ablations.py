@@ -33,13 +33,13 @@ def test_masking_grid_is_the_papers() -> None:
 
 
 def test_choices_are_made_on_validation_splits_alone() -> None:
-    for group in ("mntp-lr", "simcse-lr", "simcse-after-mntp-lr"):
+    for group in ("mntp-lr", "simcse-lr", "simcse-lr-batch", "simcse-after-mntp-lr"):
         assert {m.split for run in ABLATIONS[group] for m in run.measured} == {"validation"}
 
 
 def test_published_learning_rates_are_part_of_the_grid() -> None:
     own = MODELS["smollm2-135m"]
-    for group, settings in {"mntp-lr": own.mntp, "simcse-lr": own.simcse}.items():
+    for group, settings in {"mntp-lr": own.mntp, "simcse-lr-batch": own.simcse}.items():
         assert settings.learning_rate in {r.varied.get("learning_rate") for r in ABLATIONS[group]}
 
 

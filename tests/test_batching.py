@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm2vec.attention import set_attention
-from llm2vec.batching import TokenCounter, iterate, token_batches
+from llm2vec.batching import (
+    GPU_TOKENS,
+    MAX_TOKENS,
+    TokenCounter,
+    iterate,
+    token_batches,
+    tokens_per_pass,
+)
 
 lengths_ = st.lists(st.integers(1, 60), max_size=60)
 budgets = st.integers(1, 200)
@@ -136,3 +143,8 @@ def test_the_counter_adds_up_to_the_rectangles(lengths: list[int], budget: int) 
     assert counter.tokens == sum(lengths)
     assert counter.tokens + counter.padding == sum(rows * width for rows, width in shapes)
     assert counter.passes == len(shapes)
+
+
+def test_a_gpu_takes_more_tokens_at_a_time_than_a_cpu() -> None:
+    assert tokens_per_pass(torch.device("cpu")) == MAX_TOKENS
+    assert tokens_per_pass(torch.device("cuda", 1)) == GPU_TOKENS >= 8 * MAX_TOKENS

@@ -117,6 +117,7 @@ WAYS: dict[str, Way] = {
     "make bench-peers": Way(PARSED, "installs another version of the libraries"),
     "python -m benchmarks.encode --help": Way(REAL, says="--output"),
     "python -m benchmarks.breakdown": Way(UP_TO, "takes minutes", stop="benchmarks.texts.counter"),
+    "python -m benchmarks.gpu --shape mistral-7b": Way(UP_TO, GPU, stop="benchmarks.gpu.device_of"),
     "python -m benchmarks.choices": Way(UP_TO, "takes minutes", stop="benchmarks.texts.counter"),
     f"python {SUBSET} --model smollm2-135m --suite offline --variant bi --dtype bfloat16":
         Way(UP_TO, "takes minutes", stop=EVALUATE),

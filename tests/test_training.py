@@ -1,5 +1,6 @@
 """The training loop: order, schedule, checkpoints, guards, and what a run leaves behind."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ import signal
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from training_help import LORA, MNTP_SETTINGS, TEXTS, run, start_process, write_texts
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from llm2vec import training
 from llm2vec.errors import SettingError
 from llm2vec.loading import load_backbone, merge_adapter
 from llm2vec.lora import CPUDropout, add_lora
@@ -152,6 +155,45 @@ def test_checkpointing_recomputes_and_changes_nothing(
         outs.append(run(stage, tiny_llama_dir, text, tmp_path / str(checkpointing), options))
     assert adapter(outs[0]) == adapter(outs[1])  # dropout included
     assert passes[1] == pytest.approx(2 * passes[0], abs=8)
+
+
+@pytest.mark.slow  # the compiler takes half a minute
+@pytest.mark.parametrize("stage", ["mntp", "bi-simcse"])
+def test_compiled_layers_train_to_the_same_weights(
+    stage: str, tiny_llama_dir: Path, text: Path, tmp_path: Path
+) -> None:
+    dry = {"lora": dataclasses.replace(LORA, dropout=0.0)}
+    dry |= {"attention_dropout": 0.0} if stage != "mntp" else {}
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    weights = [
+        load_file(run(stage, tiny_llama_dir, text, tmp_path / str(c), {"compile": c}, **dry)
+                  / "adapter_model.safetensors")
+        for c in (False, True)
+    ]  # fmt: skip
+    # Really compiled, and one program serves all layers (the first one's input needs no gradient).
+    assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+    plain, compiled = weights
+    assert plain.keys() == compiled.keys()
+    moved = max(float(w.abs().max()) for name, w in plain.items() if "lora_B" in name)
+    for name, weight in plain.items():
+        assert (weight - compiled[name]).abs().max() < 0.05 * moved, name
+
+
+def test_a_fused_optimizer_goes_on_where_it_stopped(
+    tiny_llama_dir: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, whose optimizer keeps the number of steps beside the parameters."""
+    made = training.TrainingArguments
+
+    def fused(*arguments: Any, **values: Any) -> Any:
+        return made(*arguments, **values | {"optim": "adamw_torch_fused"})
+
+    monkeypatch.setattr(training, "TrainingArguments", fused)
+    whole = run("mntp", tiny_llama_dir, text, tmp_path / "whole", steps=6)
+    parts = run("mntp", tiny_llama_dir, text, tmp_path / "parts", steps=4)
+    assert run("mntp", tiny_llama_dir, text, tmp_path / "parts", steps=6) == parts
+    assert adapter(whole) == adapter(parts)
 
 
 # --------------------------------------------------------------------------- one whole run

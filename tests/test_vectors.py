@@ -52,6 +52,15 @@ def test_rows_are_those_of_the_texts_in_any_order(tmp_path: Path, pooling: str) 
     assert len(list(tmp_path.glob("part-*"))) > 5
 
 
+def test_a_gpu_gets_parts_as_long_in_time(tmp_path: Path) -> None:
+    stores = {device: make(tmp_path / device) for device in ("cpu", "cuda")}
+    for device, store in stores.items():
+        store.encoder.device = device
+        store.get(PAIRS, "mean")
+    parts = {device: len(list((tmp_path / device).glob("part-*"))) for device in stores}
+    assert parts["cpu"] > 5 * parts["cuda"] > 0
+
+
 def test_the_instruction_belongs_to_the_key() -> None:
     assert len({key_of(p) for p in [("", "a b"), ("a", "b"), ("a ", "b"), ("a b", "")]}) == 4
 
