@@ -82,7 +82,7 @@ _GROUPS = (
         # 3e-5 is the published rate (for 1,000 steps of 128 sentences)
         {"learning_rate": (3e-5, 1e-4, 3e-4, 1e-3), "steps": (20, 40)},
     ),
-    # the paper's batch; the rate of the shipped adapters' 1,000 steps is chosen here
+    # the paper's batch
     _grid(
         "simcse-lr-batch", "bi-simcse", (STSB,), {"batch_size": 128},
         {"learning_rate": (3e-5, 1e-4, 3e-4, 1e-3), "steps": (150,)},

@@ -39,7 +39,7 @@ def test_choices_are_made_on_validation_splits_alone() -> None:
 
 def test_published_learning_rates_are_part_of_the_grid() -> None:
     own = MODELS["smollm2-135m"]
-    for group, settings in {"mntp-lr": own.mntp, "simcse-lr-batch": own.simcse}.items():
+    for group, settings in {"mntp-lr": own.mntp, "simcse-lr": own.simcse}.items():
         assert settings.learning_rate in {r.varied.get("learning_rate") for r in ABLATIONS[group]}
 
 
