@@ -21,7 +21,6 @@ EXPERIMENT = "ablations"
 PUBLISHED = {
     "mntp-lr": MNTP().learning_rate,
     "simcse-lr": SimCSE().learning_rate,
-    "simcse-lr-batch": SimCSE().learning_rate,
     "simcse-after-mntp-lr": SimCSE().learning_rate,
 }
 SENSITIVITY = tuple(PUBLISHED)

@@ -57,11 +57,12 @@ ATTENTION_KERNEL = re.compile("flash|fmha|sdpa|attention", re.IGNORECASE)
 # The most telling and the cheapest first: what does not fit into the time is left out.
 PLANS = (
     Plan("mntp", 4, compiled=True),
-    Plan("simcse", 32, checkpointing=True),
+    Plan("simcse", 8, checkpointing=True),
     Plan("encode", 32),
     Plan("mntp", 4),
-    Plan("simcse", 32, compiled=True, checkpointing=True),
+    Plan("simcse", 8, compiled=True, checkpointing=True),
     Plan("simcse", 8, caching=True),
+    Plan("simcse", 32, checkpointing=True),
     Plan("mntp", 32, compiled=True, checkpointing=True),
     Plan("mntp", 8, compiled=True),
     Plan("simcse", 16, caching=True),

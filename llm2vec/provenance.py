@@ -1,8 +1,9 @@
 """Where a number comes from: git commit, versions, machine, command.
 
-The dirty flag is read once, when the process starts, and ignores ``results/``: the first record
-of a grid must not spoil the second. Without ``.git`` (a tarball, a container), the environment
-variable ``LLM2VEC_COMMIT`` says which commit it is. Imports no torch.
+The dirty flag is read once, when the process starts, and ignores what measurements write
+(``results/``, ``benchmarks/results/``): the first record of a grid must not spoil the second.
+Without ``.git`` (a tarball, a container), the environment variable ``LLM2VEC_COMMIT`` says which
+commit it is. Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from llm2vec.paths import ROOT
 
+OUTPUTS = ("results", "benchmarks/results")
 PACKAGES = ("torch", "transformers", "peft", "mteb", "datasets", "numpy", "scikit-learn", "scipy")
 
 
@@ -66,14 +68,15 @@ def _git(*arguments: str) -> str | None:
 def git_state() -> tuple[str, bool]:
     """(commit, dirty) of the source tree, read once per process.
 
-    ``dirty`` is True when a tracked file outside ``results/`` is changed or a source file is
+    ``dirty`` is True when a tracked file outside ``OUTPUTS`` is changed or a source file is
     untracked; an unknown commit is ``unknown`` and counts as dirty.
     """
     stated = os.environ.get("LLM2VEC_COMMIT", "").strip()
     commit = _git("rev-parse", "HEAD") if (ROOT / ".git").exists() else None
     if commit is None:
         return (stated, False) if stated else ("unknown", True)
-    status = _git("status", "--porcelain", "--untracked-files=all", "--", ".", ":!results")
+    outputs = (f":!{folder}" for folder in OUTPUTS)
+    status = _git("status", "--porcelain", "--untracked-files=all", "--", ".", *outputs)
     return commit.strip(), status is None or bool(status.strip())
 
 

@@ -41,6 +41,9 @@ from llm2vec.stage import (
 from llm2vec.training import StageTrainer, save_adapter, train
 
 
+PART_TOKENS = 4096  # of a forward pass at most: with 16,384 half of what a GPU computes is padding
+
+
 # --------------------------------------------------------------------------- loss
 def contrastive_loss(queries: torch.Tensor, keys: torch.Tensor, scale: float) -> torch.Tensor:
     """Mean cross entropy of row i of ``queries`` (n, d) finding row i of ``keys`` (n, d)."""
@@ -165,7 +168,8 @@ class SimCSETrainer(StageTrainer):
         if whole:  # every part as long as the whole batch, and all of it pooled
             inputs["span"] = torch.ones_like(inputs["span"])
             lengths = [inputs["mask"].shape[1]] * len(lengths)
-        parts = parts_by_length(lengths, self.options.pass_tokens)
+        most = self.options.max_tokens or min(self.options.pass_tokens, PART_TOKENS)
+        parts = parts_by_length(lengths, most)
         parts = split_further(parts, self._most(len(parts)))
 
         def encode(part: int) -> torch.Tensor:

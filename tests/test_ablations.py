@@ -33,7 +33,7 @@ def test_masking_grid_is_the_papers() -> None:
 
 
 def test_choices_are_made_on_validation_splits_alone() -> None:
-    for group in ("mntp-lr", "simcse-lr", "simcse-lr-batch", "simcse-after-mntp-lr"):
+    for group in ("mntp-lr", "simcse-lr", "simcse-after-mntp-lr"):
         assert {m.split for run in ABLATIONS[group] for m in run.measured} == {"validation"}
 
 

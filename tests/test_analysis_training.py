@@ -63,18 +63,17 @@ def test_each_learning_rate_and_step_count_has_its_own_cell(some: Results) -> No
     assert column(table, "Untrained")[:1] == ["10.00"]
     best = [c.text for row in table.rows for c in row if isinstance(c, Cell) and c.bold]
     assert best == ["43.21"]
-    assert table.tasks == "3 of 33 measurements"
+    assert table.tasks == "3 of 24 measurements"
 
 
 def test_what_is_not_in_the_grid_is_empty_and_what_was_not_run_is_marked(some: Results) -> None:
     table = tables_ablations.sensitivity(some)
-    assert column(table, "100 steps")[4:] == [""] * 11  # SimCSE's small grids end at 40
-    assert column(table, "40 steps")[4:] == ["–"] * 4 + [""] * 4 + ["–"] * 3
-    assert column(table, "150 steps")[4:] == [""] * 4 + ["–"] * 4 + [""] * 3  # the paper's batch
-    # after MNTP: no untrained run
-    assert column(table, "Untrained")[4:] == ["–", *[""] * 3, "–", *[""] * 6]
+    assert column(table, "100 steps")[4:] == [""] * 7  # SimCSE's grids end before
+    assert column(table, "20 steps")[4:] == ["–"] * 7
+    assert column(table, "40 steps")[4:] == [""] * 4 + ["–"] * 3
+    assert column(table, "Untrained")[4:] == ["–", *[""] * 6]  # after MNTP: no untrained run
     data = table.data
-    assert len(data) == 33 and data["score"].notna().sum() == 3
+    assert len(data) == 24 and data["score"].notna().sum() == 3
     assert set(data["split"]) == {"validation"}
 
 

@@ -13,6 +13,8 @@ from llm2vec.results import sha256_file
 
 RESULTS = ROOT / "results"
 RECORDS = sorted((RESULTS / "raw").rglob("*.json"))
+BENCHMARKS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+LOG = ROOT / "docs" / "reproduction-log.md"
 ADAPTERS = sorted((RESULTS / "adapters").glob("*/*/provenance.json"))
 
 
@@ -45,3 +47,16 @@ def test_every_adapter_is_what_it_says(path: Path) -> None:
     note = json.loads(path.read_text())
     assert origin_faults(note["provenance"]) == []
     assert sha256_file(path.with_name(ADAPTER_WEIGHTS)) == note["adapter_sha256"]
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+def test_every_benchmark_was_measured_at_a_clean_commit(path: Path) -> None:
+    assert origin_faults(json.loads(path.read_text())["provenance"]) == []
+
+
+def test_an_origin_that_was_corrected_says_where_it_is_explained() -> None:
+    origins = [json.loads(path.read_text())["provenance"] for path in (*RECORDS, *ADAPTERS)]
+    corrected = {p["commit"]: p["amended"] for p in origins if "amended" in p}
+    text = LOG.read_text(encoding="utf-8")
+    for commit, where in corrected.items():
+        assert LOG.name in where and commit[:9] in text

@@ -82,6 +82,16 @@ def delete_record(root: Path) -> None:
     (root / "results" / "raw" / "old.json").unlink()
 
 
+def add_benchmark(root: Path) -> None:
+    (root / "benchmarks" / "results").mkdir(parents=True)
+    (root / "benchmarks" / "results" / "encode.json").write_text("{}")
+
+
+def add_benchmark_code(root: Path) -> None:
+    (root / "benchmarks").mkdir()
+    (root / "benchmarks" / "encode.py").write_text("")
+
+
 def build(root: Path) -> None:
     (root / "build").mkdir()
     (root / "build" / "x.py").write_text("")
@@ -92,14 +102,17 @@ def nothing(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [change_code, add_code, stage_code, delete_code, add_results_elsewhere]
+    "change",
+    [change_code, add_code, stage_code, delete_code, add_results_elsewhere, add_benchmark_code],
 )
 def test_changed_code_is_dirty(repository: Path, change: Callable[[Path], None]) -> None:
     change(repository)
     assert git_state() == (git(repository, "rev-parse", "HEAD"), True)
 
 
-@pytest.mark.parametrize("change", [nothing, add_record, change_record, delete_record, build])
+@pytest.mark.parametrize(
+    "change", [nothing, add_record, change_record, delete_record, add_benchmark, build]
+)
 def test_results_and_ignored_files_are_not(
     repository: Path, change: Callable[[Path], None]
 ) -> None:
