@@ -40,7 +40,6 @@ from llm2vec.stage import (
 )
 from llm2vec.training import StageTrainer, save_adapter, train
 
-
 PART_TOKENS = 4096  # of a forward pass at most: with 16,384 half of what a GPU computes is padding
 
 
@@ -121,6 +120,11 @@ class Padder:
         return {"input_ids": ids, "mask": mask, "span": span, "position": samples[0][0]}
 
 
+def part_tokens(options: Options) -> int:
+    """Tokens of one forward pass, padding counted: the option, or what suits the device."""
+    return options.max_tokens or min(options.pass_tokens, PART_TOKENS)
+
+
 def parts_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Rows grouped so that both views of a group hold at most ``max_tokens``, longest first."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
@@ -168,8 +172,7 @@ class SimCSETrainer(StageTrainer):
         if whole:  # every part as long as the whole batch, and all of it pooled
             inputs["span"] = torch.ones_like(inputs["span"])
             lengths = [inputs["mask"].shape[1]] * len(lengths)
-        most = self.options.max_tokens or min(self.options.pass_tokens, PART_TOKENS)
-        parts = parts_by_length(lengths, most)
+        parts = parts_by_length(lengths, part_tokens(self.options))
         parts = split_further(parts, self._most(len(parts)))
 
         def encode(part: int) -> torch.Tensor:

@@ -23,6 +23,7 @@ from llm2vec.simcse import (
     Padder,
     SimCSEModel,
     contrastive_loss,
+    part_tokens,
     parts_by_length,
     set_attention_dropout,
     tokenize_sentences,
@@ -205,6 +206,15 @@ def test_pool_over_padding_changes_the_run(tiny_llama_dir: Path, tmp_path: Path)
 def test_too_few_sentences_are_an_error(tiny_llama) -> None:
     with pytest.raises(DataError, match="too short: 2 sentences"):
         tokenize_sentences(["One.", "", "Two."], tiny_llama.tokenizer, SIMCSE_SETTINGS)
+
+
+def test_parts_of_a_batch_are_mostly_sentences_whatever_the_device(monkeypatch) -> None:
+    """On a GPU, too, where a whole batch would fit and half of it would be padding."""
+    lengths = np.random.default_rng(0).lognormal(3.3, 0.6, 128).round().clip(5, 128).astype(int)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    parts = parts_by_length(lengths.tolist(), part_tokens(Options()))
+    through = sum(len(rows) * lengths[rows[0]] for rows in parts)
+    assert len(parts) > 1 and lengths.sum() > 0.65 * through
 
 
 # --------------------------------------------------------------------------- gradient caching
