@@ -9,7 +9,9 @@ from llm2vec.attention import set_attention
 from llm2vec.batching import (
     GPU_TOKENS,
     MAX_TOKENS,
+    MOST_PADDING,
     TokenCounter,
+    fewest_tokens,
     iterate,
     token_batches,
     tokens_per_pass,
@@ -43,8 +45,13 @@ def test_the_budget_is_held_and_used(lengths: list[int], budget: int, cap: int |
         width = max(lengths[i] for i in batch)
         assert len(batch) == 1 or len(batch) * width <= budget
         assert cap is None or len(batch) <= cap
-        if number + 1 < len(batches):  # no room for one more
-            assert (len(batch) + 1) * width > budget or len(batch) == cap
+        size = len(batch) * width
+        padding = size - sum(lengths[i] for i in batch)
+        assert size <= fewest_tokens(budget) or padding <= MOST_PADDING * size
+        if number + 1 < len(batches):  # no room for one more, or too much of it for padding
+            size, padding = size + width, padding + width - lengths[batches[number + 1][0]]
+            wasteful = size > fewest_tokens(budget) and padding > MOST_PADDING * size
+            assert size > budget or len(batch) == cap or wasteful
 
 
 def test_a_plan_by_hand() -> None:
@@ -53,6 +60,16 @@ def test_a_plan_by_hand() -> None:
         [4], [1], [3, 2], [0, 5],
     ]  # fmt: skip
     assert token_batches([]) == []
+    # A sixteenth of the budget is 200, then 400. Two rows pad by 10 of 220, three by 21 of 330.
+    assert token_batches([110, 100, 99, 90], max_tokens=3200) == [[0, 1], [2, 3]]
+    assert token_batches([110, 100, 99, 90], max_tokens=6400) == [[0, 1, 2], [3]]
+
+
+def test_few_texts_of_many_lengths_are_hardly_padded() -> None:
+    lengths = list(range(5, 45))  # as sentences are; one batch of 2,048 would be half padding
+    batches = token_batches(lengths)
+    size = sum(len(batch) * lengths[batch[0]] for batch in batches)
+    assert size < 1.12 * sum(lengths) and len(batches) < len(lengths) / 3
 
 
 # --------------------------------------------------------------------------- the loop
