@@ -21,7 +21,8 @@ from llm2vec.results import Record
 CHARACTERS = 4.2  # per token
 GPU_FLOPS = 1e14  # where no record says: an A100 in bfloat16
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "bfloat16-mixed": 2}
-BATCH_TOKENS = 2048  # llm2vec.batching.MAX_TOKENS
+BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16_384  # llm2vec.batching: MAX_TOKENS, GPU_TOKENS
+ALIKE = 4  # times the parameters: a smaller model leaves a GPU waiting, its speed says nothing
 WIDTHS_ALIVE = 16  # hidden widths that one token holds at the peak of a block (MLP, attention)
 RUNTIME = 1.5e9  # Python, torch, tokenizer, data frames
 CUDA_CONTEXT = 1e9
@@ -109,7 +110,7 @@ def speeds(model: Model, records: Iterable[Record]) -> dict[str, Speed]:
     """Tokens per second by device: measured for this model, else scaled by parameters.
 
     There is always one for a GPU: arithmetic (two operations a parameter and token) where no
-    record has been made on one.
+    record of a model of like size has been made on one.
     """
     measured: dict[str, dict[str, list[float]]] = {}
     for record in records:
@@ -124,6 +125,8 @@ def speeds(model: Model, records: Iterable[Record]) -> dict[str, Speed]:
         else:
             nearest = min(by_model, key=lambda m: abs(get_model(m).parameters - model.parameters))
             factor = get_model(nearest).parameters / model.parameters
+            if device == "cuda" and not 1 / ALIKE <= factor <= ALIKE:
+                continue
             out[device] = Speed(
                 median(by_model[nearest]) * factor, f"records of {nearest}, scaled by parameters"
             )
@@ -139,7 +142,7 @@ def weights_bytes(model: Model, dtype: str) -> float:
 
 def gpu_bytes(model: Model, dtype: str) -> float:
     """Peak memory on a GPU: weights, one batch's activations, the context."""
-    activations = BATCH_TOKENS * model.hidden_size * WIDTHS_ALIVE * BYTES[dtype]
+    activations = GPU_BATCH_TOKENS * model.hidden_size * WIDTHS_ALIVE * BYTES[dtype]
     return weights_bytes(model, dtype) + activations + CUDA_CONTEXT
 
 

@@ -329,9 +329,18 @@ def test_memory_follows_the_weights() -> None:
 
 
 def test_the_batch_is_that_of_the_encoder() -> None:
-    from llm2vec.batching import MAX_TOKENS
+    from llm2vec.batching import GPU_TOKENS, MAX_TOKENS
 
-    assert estimates.BATCH_TOKENS == MAX_TOKENS
+    assert (estimates.BATCH_TOKENS, estimates.GPU_BATCH_TOKENS) == (MAX_TOKENS, GPU_TOKENS)
+
+
+def test_a_small_model_says_nothing_of_a_large_one_on_a_gpu() -> None:
+    """It waits for its kernels: scaled by parameters it would make a large one fifty times slow."""
+    made = measured("uni", 1000)
+    records = [replace(made, provenance=made.provenance | {"device": "cuda:0"})]
+    assert estimates.speeds(SMALL, records)["cuda"].basis == "records of this model"
+    found = estimates.speeds(MISTRAL, records)["cuda"]
+    assert "arithmetic" in found.basis and found.tokens_per_second > 5000
 
 
 # --------------------------------------------------------------------------- sizes
