@@ -118,6 +118,8 @@ WAYS: dict[str, Way] = {
     "python -m benchmarks.encode --help": Way(REAL, says="--output"),
     "python -m benchmarks.breakdown": Way(UP_TO, "takes minutes", stop="benchmarks.texts.counter"),
     "python -m benchmarks.gpu --shape mistral-7b": Way(UP_TO, GPU, stop="benchmarks.gpu.device_of"),
+    "python experiments/01_train_mntp.py --model mistral-7b --compile --max-tokens 2048 "
+    "--no-checkpointing": Way(UP_TO, GPU, stop=TRAIN),
     "python -m benchmarks.choices": Way(UP_TO, "takes minutes", stop="benchmarks.texts.counter"),
     f"python {SUBSET} --model smollm2-135m --suite offline --variant bi --dtype bfloat16":
         Way(UP_TO, "takes minutes", stop=EVALUATE),
