@@ -219,7 +219,8 @@ def simcse_work(model: PreTrainedModel, plan: Plan, sizes: Sizes) -> Work:
     ids = torch.randint(MASK + 1, model.config.vocab_size, mask.shape).masked_fill(~mask, 0)
     inputs = {"input_ids": ids, "mask": mask, "span": mask}
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
-    parts = parts_by_length(lengths, plan.blocks * sizes.block)
+    most = plan.blocks * sizes.block
+    parts = parts_by_length(lengths, most, fewest=most)
     update = Update(stage, settings)
 
     def encode(number: int, part: int) -> torch.Tensor:

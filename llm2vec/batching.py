@@ -48,17 +48,20 @@ def fewest_tokens(max_tokens: int) -> int:
 
 
 def token_batches(
-    lengths: Sequence[int], max_tokens: int = MAX_TOKENS, max_rows: int | None = None
+    lengths: Sequence[int],
+    max_tokens: int = MAX_TOKENS,
+    max_rows: int | None = None,
+    fewest: int | None = None,
 ) -> list[list[int]]:
     """Indices in batches of at most ``max_tokens`` padded tokens, longest first, ties in order.
 
-    A batch is smaller, but not below :func:`fewest_tokens`, where more rows would mean more than
-    ``MOST_PADDING``. A sequence longer than ``max_tokens`` gets a batch of its own. Every index
-    occurs once.
+    A batch is smaller, but not below ``fewest`` (default: :func:`fewest_tokens`), where more rows
+    would mean more than ``MOST_PADDING``. A sequence longer than ``max_tokens`` gets a batch of
+    its own. Every index occurs once.
     """
     batches: list[list[int]] = []
     width = real = 0
-    least = fewest_tokens(max_tokens)
+    least = fewest_tokens(max_tokens) if fewest is None else fewest
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         rows = len(batches[-1]) + 1 if batches else 0
         size, real = rows * width, real + lengths[index]

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from llm2vec import corpora, gradcache
 from llm2vec.adapters import adapter_folder, adapter_hash, check_origin
 from llm2vec.attention import set_attention
+from llm2vec.batching import token_batches
 from llm2vec.errors import DataError, SettingError
 from llm2vec.loading import DTYPES, load_backbone, merge_adapter
 from llm2vec.lora import add_lora
@@ -120,20 +121,23 @@ class Padder:
         return {"input_ids": ids, "mask": mask, "span": span, "position": samples[0][0]}
 
 
-def part_tokens(options: Options) -> int:
-    """Tokens of one forward pass, padding counted: the option, or what suits the device."""
-    return options.max_tokens or min(options.pass_tokens, PART_TOKENS)
+def parts_by_length(
+    lengths: Sequence[int], max_tokens: int, fewest: int | None = None
+) -> list[list[int]]:
+    """Rows grouped so that both views of a group hold at most ``max_tokens``, longest first.
+
+    Groups end earlier where padding begins, but not below ``fewest`` tokens of one view.
+    """
+    return token_batches(lengths, max_tokens // 2, fewest=fewest)
 
 
-def parts_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Rows grouped so that both views of a group hold at most ``max_tokens``, longest first."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    parts: list[list[int]] = []
-    for index in order:
-        if not parts or 2 * lengths[parts[-1][0]] * (len(parts[-1]) + 1) > max_tokens:
-            parts.append([])
-        parts[-1].append(index)
-    return parts
+def parts_of_batch(lengths: Sequence[int], options: Options) -> list[list[int]]:
+    """Rows of a batch in parts that suit the device.
+
+    A GPU takes as long for a few tokens as for some thousand: it gets fewer parts, and padding.
+    """
+    most = options.max_tokens or min(options.pass_tokens, PART_TOKENS)
+    return parts_by_length(lengths, most, None if options.on_cpu else most)
 
 
 def split_further(parts: list[list[int]], number: int) -> list[list[int]]:
@@ -172,7 +176,7 @@ class SimCSETrainer(StageTrainer):
         if whole:  # every part as long as the whole batch, and all of it pooled
             inputs["span"] = torch.ones_like(inputs["span"])
             lengths = [inputs["mask"].shape[1]] * len(lengths)
-        parts = parts_by_length(lengths, part_tokens(self.options))
+        parts = parts_of_batch(lengths, self.options)
         parts = split_further(parts, self._most(len(parts)))
 
         def encode(part: int) -> torch.Tensor:

@@ -23,8 +23,8 @@ from llm2vec.simcse import (
     Padder,
     SimCSEModel,
     contrastive_loss,
-    part_tokens,
     parts_by_length,
+    parts_of_batch,
     set_attention_dropout,
     tokenize_sentences,
 )
@@ -208,13 +208,17 @@ def test_too_few_sentences_are_an_error(tiny_llama) -> None:
         tokenize_sentences(["One.", "", "Two."], tiny_llama.tokenizer, SIMCSE_SETTINGS)
 
 
-def test_parts_of_a_batch_are_mostly_sentences_whatever_the_device(monkeypatch) -> None:
+@pytest.mark.parametrize(("device", "real"), [("cuda", 0.65), ("cpu", 0.9)])
+def test_parts_of_a_batch_are_mostly_sentences(
+    device: str, real: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a GPU, too, where a whole batch would fit and half of it would be padding."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda")
     lengths = np.random.default_rng(0).lognormal(3.3, 0.6, 128).round().clip(5, 128).astype(int)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    parts = parts_by_length(lengths.tolist(), part_tokens(Options()))
+    parts = parts_of_batch(lengths.tolist(), Options())
     through = sum(len(rows) * lengths[rows[0]] for rows in parts)
-    assert len(parts) > 1 and lengths.sum() > 0.65 * through
+    assert len(parts) > 1 and lengths.sum() > real * through
+    assert device == "cpu" or len(parts) <= 4
 
 
 # --------------------------------------------------------------------------- gradient caching
