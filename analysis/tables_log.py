@@ -19,7 +19,7 @@ COLUMNS = ["date", "commit", "experiment", "model", "variant", "machine", "comma
 
 def machine_of(provenance: dict[str, Any]) -> str:
     """Device, its number of processors where it is one, and the platform."""
-    device = provenance["device"]
+    device = provenance.get("accelerator") or provenance["device"]
     if device == "cpu" and provenance.get("cpus"):
         device = f"{provenance['cpus']} CPU cores"
     return ", ".join(filter(None, [device, provenance.get("platform")]))

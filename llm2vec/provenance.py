@@ -45,6 +45,7 @@ class Provenance:
     device: str
     dtype: str
     attention_implementation: str
+    accelerator: str = ""  # name of the GPU, where it was one
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -135,4 +136,11 @@ def capture_provenance(
         device=device,
         dtype=dtype,
         attention_implementation=attention_implementation,
+        accelerator=_accelerator(device),
     )
+
+
+def _accelerator(device: str) -> str:
+    """Name of the GPU (of several, ``cuda:0,cuda:1``, the first one's), empty for a CPU."""
+    torch, first = sys.modules.get("torch"), device.partition(",")[0]
+    return torch.cuda.get_device_name(first) if torch and first.startswith("cuda") else ""

@@ -228,3 +228,11 @@ def test_provenance_tells_processors_and_threads_apart(monkeypatch: pytest.Monke
 def test_an_absent_package_is_said_to_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "PACKAGES", ("no-such-package",))
     assert capture_provenance().versions == {"no-such-package": "absent"}
+
+
+def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU of {device}")
+    assert capture_provenance("cuda:1").accelerator == "GPU of cuda:1"
+    assert capture_provenance("cuda:0,cuda:1").accelerator == "GPU of cuda:0"
+    assert capture_provenance("cpu").accelerator == ""
