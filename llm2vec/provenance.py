@@ -143,4 +143,6 @@ def capture_provenance(
 def _accelerator(device: str) -> str:
     """Name of the GPU (of several, ``cuda:0,cuda:1``, the first one's), empty for a CPU."""
     torch, first = sys.modules.get("torch"), device.partition(",")[0]
-    return torch.cuda.get_device_name(first) if torch and first.startswith("cuda") else ""
+    if torch and first.startswith("cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_name(first)
+    return ""

@@ -232,6 +232,7 @@ def test_an_absent_package_is_said_to_be_absent(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU of {device}")
     assert capture_provenance("cuda:1").accelerator == "GPU of cuda:1"
     assert capture_provenance("cuda:0,cuda:1").accelerator == "GPU of cuda:0"
