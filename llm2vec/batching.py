@@ -20,7 +20,7 @@ from llm2vec.kernels import faster_forwards, replaced
 MAX_TOKENS = 2048
 GPU_TOKENS = 16_384  # fewer leave a GPU waiting for the next kernel
 MOST_PADDING = 0.05  # share of a batch; few texts of many lengths would be a third of it
-FEWEST, SIXTEENTH = 128, 16  # a batch this small runs about as fast, per token, as a whole one
+FEWEST, SIXTEENTH = 128, 16  # padded tokens, and part of the most, that a batch may always have
 
 
 @dataclass(frozen=True)

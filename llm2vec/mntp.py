@@ -223,10 +223,7 @@ def build(
     set_attention(language_model, True)
     body = add_lora(language_model.base_model, settings.lora, settings.seed)
     stage = MNTPModel(body, head_of(language_model), options.dtype)
-    if options.checkpointing or (options.checkpointing is None and model.parameters > 2e9):
-        stage.use_checkpointing()
-    if options.compile:
-        stage.compile_layers()
+    stage.set_up(model, options)
     return stage, tokenizer
 
 

@@ -134,7 +134,7 @@ def parts_by_length(
 def parts_of_batch(lengths: Sequence[int], options: Options) -> list[list[int]]:
     """Rows of a batch in parts that suit the device.
 
-    A GPU takes as long for a few tokens as for some thousand: it gets fewer parts, and padding.
+    A pass of few tokens leaves a GPU waiting: it gets fewer parts, and padding.
     """
     most = options.max_tokens or min(options.pass_tokens, PART_TOKENS)
     return parts_by_length(lengths, most, None if options.on_cpu else most)
@@ -230,10 +230,7 @@ def build(
     backbone = backbone.to(DTYPES[storage_dtype(options)])
     set_attention_dropout(backbone, settings.attention_dropout)
     stage = SimCSEModel(add_lora(backbone, settings.lora, settings.seed), options.dtype)
-    if options.checkpointing or (options.checkpointing is None and model.parameters > 2e9):
-        stage.use_checkpointing()
-    if options.compile:
-        stage.compile_layers(dynamic=True)
+    stage.set_up(model, options, dynamic=True)
     return stage, tokenizer, tuple(adapter_hash(folder) for folder in merged)
 
 

@@ -26,6 +26,7 @@ from peft import PeftModel
 from torch import nn
 from torch.utils.data import Dataset
 
+from llm2vec.batching import GPU_TOKENS, MAX_TOKENS
 from llm2vec.errors import SettingError
 from llm2vec.registry import MNTP, Model, SimCSE, settings_dict
 
@@ -41,7 +42,7 @@ class Options:
     ``caching`` (SimCSE): run the forward passes twice instead of keeping their activations.
     ``checkpointing``: the same within a forward pass, layer by layer; None = from two billion
     parameters on. ``device``: cpu or cuda; None = what is there. ``compile``: each layer through
-    ``torch.compile``, which pays on a GPU after a minute of warm-up.
+    ``torch.compile``, whose first step waits for the compiler; for a GPU.
     """
 
     dtype: str = "bfloat16"
@@ -77,7 +78,7 @@ class Options:
     @property
     def pass_tokens(self) -> int:
         """Tokens of one forward pass: on a CPU few, to stay in memory; on a GPU the whole batch."""
-        return self.max_tokens or (2048 if self.on_cpu else 32 * 512)
+        return self.max_tokens or (MAX_TOKENS if self.on_cpu else GPU_TOKENS)
 
 
 def with_overrides(settings: Settings, **overrides: Any) -> Settings:
@@ -142,6 +143,14 @@ class Stage(nn.Module):
             return self.backbone(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False
             ).last_hidden_state
+
+    def set_up(self, model: Model, options: Options, dynamic: bool | None = None) -> None:
+        """Checkpointing and compiled layers as the options say; see :meth:`compile_layers`."""
+        large = model.parameters > 2e9
+        if large if options.checkpointing is None else options.checkpointing:
+            self.use_checkpointing()
+        if options.compile:
+            self.compile_layers(dynamic)
 
     def use_checkpointing(self) -> None:
         """Recompute activations in the backward pass."""

@@ -165,8 +165,8 @@ class Vectors:
 
     # ------------------------------------------------------------------ making parts
     def _make(self, pairs: list[Pair]) -> None:
-        devices = getattr(self.encoder, "devices", (getattr(self.encoder, "device", "cpu"),))
-        share = sum(GPU_FACTOR if str(device).startswith("cuda") else 1 for device in devices)
+        devices = str(self.encoder.device).split(",")  # of an encoder on several: all their names
+        share = sum(GPU_FACTOR if device.startswith("cuda") else 1 for device in devices)
         parts = _parts(pairs, PART_CHARACTERS * share)
         with tqdm(
             total=len(pairs), unit=" texts", leave=False, disable=not self.progress or not pairs
