@@ -58,7 +58,7 @@ def kernels(*kinds: str) -> AbstractContextManager[Any]:
 def unsorted_batches(
     lengths: Sequence[int], max_tokens: int, max_rows: int | None = None
 ) -> list[list[int]]:
-    """Indices as they come, in batches of at most ``max_tokens`` padded tokens."""
+    """Texts as they come, in batches of at most ``max_tokens`` padded tokens, the longest first."""
     batches: list[list[int]] = []
     width = 0
     for index, length in enumerate(lengths):
@@ -67,7 +67,7 @@ def unsorted_batches(
             batches.append([])
             width = length
         batches[-1].append(index)
-    return batches
+    return [sorted(batch, key=lambda i: -lengths[i]) for batch in batches]
 
 
 def packed(
