@@ -15,6 +15,9 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+    from llm2vec.encoder import LLM2Vec
+    from llm2vec.mteb_tasks import Evaluation
+
 # Both are read when the libraries are imported, hence here and not in a fixture.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -135,3 +138,47 @@ def tiny_llama_dir(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def make_word_encoder(make_tiny_llama: Callable[..., TinyLM]) -> "Callable[..., LLM2Vec]":
+    """An encoder around a tiny random Llama whose tokenizer, like SmolLM2's, adds no BOS."""
+    from llm2vec.attention import set_attention
+    from llm2vec.encoder import LLM2Vec
+    from llm2vec.registry import MODELS, VARIANTS
+
+    def make(variant: str = "bi", adapters: tuple[str, ...] = (), seed: int = 0) -> LLM2Vec:
+        tiny = make_tiny_llama(add_bos=False, seed=seed)
+        set_attention(tiny.model.model, VARIANTS[variant].attention == "bidirectional")
+        return LLM2Vec(
+            tiny.model.model, tiny.tokenizer, model=MODELS["smollm2-135m"],
+            variant=VARIANTS[variant], adapters=adapters,
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def empty_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A mirror to fill, a cache of its own, and few draws for an interval."""
+    from tiny_mirror import few_resamples
+
+    monkeypatch.setenv("LLM2VEC_DATA", str(tmp_path / "mirror"))
+    monkeypatch.setenv("LLM2VEC_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "mirror").mkdir()
+    monkeypatch.setattr("llm2vec.mteb_tasks.bootstrap_interval", few_resamples)
+    return tmp_path / "mirror"
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path) -> "Callable[..., list[Evaluation]]":
+    """Score a task by its name with an encoder that stands in for ours."""
+    from llm2vec.mteb_tasks import evaluate_task
+    from llm2vec.registry import POOLINGS, get_task
+    from llm2vec.vectors import Vectors
+
+    def run(name: str, encoder: object, poolings: tuple[str, ...] = POOLINGS) -> "list[Evaluation]":
+        vectors = Vectors(encoder, poolings, tmp_path / "vectors" / name)
+        return evaluate_task(vectors, get_task(name))[0]
+
+    return run

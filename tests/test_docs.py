@@ -59,6 +59,17 @@ def test_modules_and_files_that_are_named_exist() -> None:
             assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
+def test_tests_that_are_named_are_in_their_file() -> None:
+    found = [
+        (page.name, *pair)
+        for page in LINKED
+        for pair in re.findall(r"`(?:tests/)?(test_\w+\.py)`: `(test_\w+)`", page.read_text())
+    ]
+    assert len(found) >= 10
+    for page, file, name in found:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{page}: {file}: {name}"
+
+
 def test_the_models_of_the_readme_are_those_of_the_registry() -> None:
     rows = re.findall(r"^\| .* \| (`.*`.*) \| (.*) \|$", (ROOT / "README.md").read_text(), re.M)
     assert len(rows) == 6

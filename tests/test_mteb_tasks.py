@@ -2,11 +2,8 @@
 
 import json
 import logging
-import os
 import sys
-import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +21,12 @@ from tiny_mirror import (
     QUERIES,
     SPORT,
     StubEncoder,
-    add_status,
     add_task,
     bag_of_words,
-    few_resamples,
 )
 
 from llm2vec.errors import DataError
-from llm2vec.mteb_tasks import Evaluation, MTEBEncoder, evaluate_task, load_task
+from llm2vec.mteb_tasks import MTEBEncoder, evaluate_task, load_task
 from llm2vec.registry import POOLINGS, Task, get_task
 from llm2vec.vectors import Vectors
 
@@ -46,27 +41,8 @@ CQA = get_task("CQADupstackRetrieval")
 
 
 @pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLM2VEC_DATA", str(tmp_path / "mirror"))
-    monkeypatch.setenv("LLM2VEC_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "mirror").mkdir()
-    monkeypatch.setattr("llm2vec.mteb_tasks.bootstrap_interval", few_resamples)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "mirror"
-
-
-@pytest.fixture
-def evaluate(tmp_path: Path) -> Callable[..., list[Evaluation]]:
-    def run(
-        name: str, encoder: StubEncoder, poolings: tuple[str, ...] = POOLINGS
-    ) -> list[Evaluation]:
-        vectors = Vectors(encoder, poolings, tmp_path / "vectors" / name)
-        return evaluate_task(vectors, get_task(name))[0]
-
-    return run
+def root(empty_mirror: Path) -> Path:
+    return empty_mirror
 
 
 def instruction_of(name: str) -> str:
@@ -345,176 +321,3 @@ def test_a_missing_part_of_cqadupstack_is_named(root: Path, parts: list[Task]) -
     gone.unlink()
     with pytest.raises(DataError, match=f"the mirror lacks {gone}"):
         load_task(CQA)
-
-
-# --------------------------------------------------------------------------- mirror
-def test_the_source_repeats_the_weakest_status(root: Path) -> None:
-    task = get_task("EmotionClassification")
-    add_task(root, task)
-    assert load_task(task)[1].as_dict() == {
-        "id": task.dataset,
-        "revision": task.revision,
-        "source": "mirror",
-        "status": "exact",
-    }
-    add_status(root, task.dataset, "train.parquet", "substitute")
-    assert load_task(task)[1].status == "substitute"
-    add_status(root, task.dataset, "test.parquet", "near")
-    assert load_task(task)[1].status == "substitute; near"
-
-
-def test_files_that_the_score_does_not_read_have_no_say(root: Path) -> None:
-    task = get_task("STSBenchmark")
-    folder = add_task(root, task)
-    (folder / "train.parquet").write_bytes(b"not even parquet")
-    (folder / "validation.parquet").write_bytes(b"")
-    assert load_task(task)[1].status == "exact"
-
-
-@pytest.mark.parametrize(
-    "file", ["corpus/corpus", "queries/queries", "qrels/test", "top_ranked/test"]
-)
-def test_each_file_of_reranking_has_its_say(root: Path, file: str) -> None:
-    task = get_task("SciDocsRR")
-    add_task(root, task)
-    add_status(root, task.dataset, f"{file}.parquet", "near")
-    assert load_task(task)[1].status == "near"
-
-
-def test_a_subset_is_read_from_its_folder(root: Path, evaluate: Callable[..., Any]) -> None:
-    task = get_task("STS17")
-    folder = add_task(root, task, "near")
-    assert (folder / "en-en" / "test.parquet").is_file()
-    assert len(evaluate("STS17", StubEncoder(), ("mean",))) == 1
-    assert load_task(task)[1].status == "near"
-
-
-@pytest.mark.parametrize(
-    ("name", "file"),
-    [
-        ("STSBenchmark", "test.parquet"),
-        ("STS17", "en-en/test.parquet"),
-        ("EmotionClassification", "train.parquet"),
-        ("EmotionClassification", "test.parquet"),
-        ("SciFact", "corpus/corpus.parquet"),
-        ("SciFact", "queries/queries.parquet"),
-        ("SciFact", "qrels/test.parquet"),
-        ("SciDocsRR", "top_ranked/test.parquet"),
-    ],
-)
-def test_a_missing_file_is_named(root: Path, name: str, file: str) -> None:
-    """Without its candidates a reranking task would be scored as retrieval, in silence."""
-    path = add_task(root, get_task(name)) / file
-    path.unlink()
-    with pytest.raises(DataError, match=f"the mirror lacks {path}"):
-        load_task(get_task(name))
-
-
-@pytest.mark.parametrize(
-    ("name", "file", "column"),
-    [
-        ("STSBenchmark", "test.parquet", "score"),
-        ("STS17", "en-en/test.parquet", "sentence2"),
-        ("EmotionClassification", "train.parquet", "label"),
-        ("EmotionClassification", "test.parquet", "text"),
-        ("TwentyNewsgroupsClustering", "test.parquet", "labels"),
-        ("SprintDuplicateQuestions", "test.parquet", "sent1"),
-        ("SprintDuplicateQuestions", "test.parquet", "labels"),
-        ("SciFact", "corpus/corpus.parquet", "_id"),
-        ("SciFact", "queries/queries.parquet", "text"),
-        ("SciFact", "qrels/test.parquet", "corpus-id"),
-        ("SciDocsRR", "top_ranked/test.parquet", "corpus-ids"),
-    ],
-)
-def test_a_missing_column_is_named(root: Path, name: str, file: str, column: str) -> None:
-    folder = add_task(root, get_task(name))
-    path = folder / file
-    pd.read_parquet(path).drop(columns=column).to_parquet(path)
-    with pytest.raises(DataError) as error:
-        load_task(get_task(name))
-    assert str(folder) in str(error.value)
-    assert column.lstrip("_") in str(error.value)
-
-
-def test_a_replaced_file_is_served_fresh(root: Path) -> None:
-    task = get_task("STSBenchmark")
-    file = add_task(root, task) / "test.parquet"
-    before = file.stat()
-    loaded, _ = load_task(task)
-    assert loaded.dataset["test"]["score"][0] == PAIRS[0][2]
-    frame = pd.read_parquet(file)
-    frame["score"] = frame["score"].to_numpy()[::-1]
-    frame.to_parquet(file)
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    loaded, _ = load_task(task)
-    assert loaded.dataset["test"]["score"][0] == PAIRS[-1][2]
-
-
-def test_a_split_that_the_mirror_lacks_is_named(root: Path) -> None:
-    task = replace(get_task("STSBenchmark"), split="dev")
-    folder = add_task(root, task)
-    with pytest.raises(DataError, match=rf"the mirror lacks {folder}/dev\.parquet"):
-        load_task(task)
-
-
-@pytest.mark.parametrize("answer", ["no such task", "another name"])
-def test_a_task_that_mteb_has_renamed_is_named(
-    monkeypatch: pytest.MonkeyPatch, answer: str
-) -> None:
-    """mteb follows its own renamings with a warning; a record must not."""
-    other = mteb.get_task("STS22.v2")
-
-    def get(*_: Any, **__: Any) -> Any:
-        if answer == "no such task":
-            raise KeyError("'STS22' not found")
-        return other
-
-    monkeypatch.setattr(mteb, "get_task", get)
-    with pytest.raises(DataError, match=r"mteb 2\.\d+\.\d+ has no task STS22.*lock\.txt"):
-        load_task(get_task("STS22"))
-
-
-@pytest.mark.parametrize("name", ["STSBenchmark", "CQADupstackRetrieval"])
-def test_neither_mirror_nor_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mteb.abstasks import AbsTask, AbsTaskRetrieval
-
-    def offline(*_: Any, **__: Any) -> None:
-        raise ConnectionError("no route to host")
-
-    for kind in (AbsTask, AbsTaskRetrieval):
-        monkeypatch.setattr(kind, "load_data", offline)
-    with pytest.raises(DataError) as error:
-        load_task(get_task(name))
-    message = str(error.value)
-    assert name.removesuffix("Retrieval") in message
-    assert "neither in a local mirror nor to be had from the hub (ConnectionError)" in message
-    assert "LLM2VEC_DATA" in message
-
-
-def test_data_from_the_hub_are_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mteb.abstasks import AbsTask
-
-    loaded = []
-
-    def load_data(self: AbsTask, **_: Any) -> None:
-        loaded.append(self.metadata.name)
-        self.dataset = {"test": [], "validation": []}
-
-    monkeypatch.setattr(AbsTask, "load_data", load_data)
-    task = get_task("STSBenchmark")
-    assert load_task(task)[1].as_dict() == {
-        "id": task.dataset,
-        "revision": task.revision,
-        "source": "hub",
-        "status": "exact",
-    }
-    assert loaded == ["STSBenchmark"]
-    with pytest.raises(DataError, match=r"no split 'dev'; it has test, validation"):
-        load_task(replace(task, split="dev"))
-
-
-def test_warnings_work_again_afterwards(root: Path, evaluate: Callable[..., Any]) -> None:
-    add_task(root, get_task("STSBenchmark"))
-    evaluate("STSBenchmark", StubEncoder(), ("mean",))
-    with pytest.warns(UserWarning, match="still here"):
-        warnings.warn("still here", UserWarning, stacklevel=1)

@@ -1,4 +1,4 @@
-"""What a stranger's first minutes depend on: pins, Makefile, metadata.
+"""What a stranger's first minutes depend on: pins and the Makefile.
 
 The Makefile is tried in a copy with a stand-in for Python that notes how it is called, so
 nothing is installed here.
@@ -388,49 +388,3 @@ def test_clean_leaves_results_and_environment(built: Copy) -> None:
     left = {path.name for path in built.folder.iterdir()}
     assert "build" not in left
     assert {"results", ".venv"} <= left
-
-
-# Metadata
-
-
-def test_ci_runs_check_then_every_test() -> None:
-    script = ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK)
-    assert script.read_text().startswith("#!/usr/bin/env bash\n")
-    assert "set -euo pipefail" in script.read_text()
-    assert re.search(r"for target in check test test-slow;", script.read_text())
-    subprocess.run(["bash", "-n", str(script)], check=True)
-
-
-def test_one_version_everywhere() -> None:
-    version = (ROOT / "VERSION").read_text().strip()
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert re.fullmatch(r"\d+\.\d+\.\d+", version)
-    assert citation["version"] == version
-    assert PYPROJECT["project"]["dynamic"] == ["version"]
-    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"file": "VERSION"}
-
-
-def test_citation_names_the_paper() -> None:
-    paper = yaml.safe_load((ROOT / "CITATION.cff").read_text())["preferred-citation"]
-    assert paper["title"].startswith("LLM2Vec: Large Language Models Are Secretly Powerful")
-    assert paper["authors"][0]["family-names"] == "BehnamGhader"
-    assert len(paper["authors"]) == 6
-    assert paper["year"] == 2024
-    assert "2404.05961" in paper["url"]
-
-
-def test_third_party_names_every_direct_dependency_and_wheel() -> None:
-    from llm2vec.assets import ASSETS
-
-    text = (ROOT / "THIRD_PARTY.md").read_text()
-    names = {r.name for r in direct(BASE, *EXTRAS.values())}
-    names |= {asset.package.replace("==", " ") for asset in ASSETS.values()}
-    assert {name for name in names if name not in text} == set()
-
-
-def test_third_party_names_every_model_of_the_registry() -> None:
-    from llm2vec.registry import MODELS
-
-    text = (ROOT / "THIRD_PARTY.md").read_text()
-    assert {m.hub_id for m in MODELS.values() if m.hub_id not in text} == set()

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from record_help import HYPERPARAMETERS, RECORD, changed
 
 from llm2vec.errors import LLM2VecError, RecordError, SettingError
 from llm2vec.results import (
     Key,
-    Record,
     hash_of,
     is_done,
     iter_records,
@@ -29,40 +29,6 @@ from llm2vec.results import (
     write_atomic,
     write_record,
 )
-
-HYPERPARAMETERS = {"pooling": "mean", "max_length": 512, "chat": ["[INST] ", " [/INST]"]}
-RECORD = Record(
-    experiment="mteb_subset",
-    model="smollm2-135m",
-    variant="bi-mntp",
-    pooling="mean",
-    task="STSBenchmark",
-    metric="cosine_spearman",
-    score=0.6203817,
-    split="test",
-    n=1379,
-    model_revision="asset:1",
-    dataset={"id": "some/data", "revision": "1", "source": "mirror", "status": "exact"},
-    hyperparameters=HYPERPARAMETERS,
-    provenance={
-        "commit": "0" * 40,
-        "dirty": False,
-        "command": "python experiments/04_mteb_subset.py",
-        "versions": {"torch": "1"},
-        "device": "cpu",
-        "dtype": "float32",
-    },
-    cost={"seconds": 1.5, "tokens": 100, "padding_tokens": 3, "tokens_per_second": 66.7},
-    interval=(0.6, 0.64),
-    scores={"cosine_spearman": 0.6203817, "per_experiment": [{"accuracy": 0.5}]},
-    seeds=(42,),
-    adapters=("a" * 64,),
-)
-
-
-def changed(**values: Any) -> Record:
-    return dataclasses.replace(RECORD, **values)
-
 
 # --------------------------------------------------------------------------- round trip
 json_values = st.recursive(
@@ -147,169 +113,6 @@ def test_an_old_record_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-# --------------------------------------------------------------------------- damage
-def values_of(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
-
-
-def damage(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps(values_of(path) | values))
-
-
-def assert_named(path: Path, field: str) -> None:
-    """Reading fails, and the message names the file, the field, and what to do."""
-    with pytest.raises(RecordError) as error:
-        read_record(path)
-    message = str(error.value)
-    assert str(path) in message
-    assert f"'{field}'" in message
-    assert "Delete the file" in message
-
-
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Record)])
-def test_a_missing_field_is_named(tmp_path: Path, name: str) -> None:
-    path = write_record(RECORD, tmp_path)
-    values = values_of(path)
-    del values[name]
-    path.write_text(json.dumps(values))
-    assert_named(path, name)
-
-
-@pytest.mark.parametrize("outer", ["dataset", "provenance"])
-def test_a_missing_inner_field_is_named(tmp_path: Path, outer: str) -> None:
-    path = write_record(RECORD, tmp_path)
-    for name in {"id", "revision", "source", "status", "commit", "dirty"} & set(
-        values_of(path)[outer]
-    ):
-        write_record(RECORD, tmp_path)
-        inner = values_of(path)[outer]
-        del inner[name]
-        damage(path, **{outer: inner})
-        assert_named(path, f"{outer}.{name}")
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("score", "0.62"),
-        ("score", None),
-        ("score", True),
-        ("score", math.nan),
-        ("score", math.inf),
-        ("score", 62.03),
-        ("score", -1.5),
-        ("n", 10.5),
-        ("n", False),
-        ("schema", 2),
-        ("schema", "1"),
-        ("dataset", "some/data"),
-        ("hyperparameters", []),
-        ("provenance", None),
-        ("cost", 3.5),
-        ("scores", []),
-        ("seeds", 42),
-        ("adapters", "a"),
-        ("metric", 1),
-        ("split", None),
-        ("subset", None),
-        ("model_revision", 1),
-        ("interval", 0.5),
-        ("interval", [0.5]),
-        ("interval", [0.7, 0.6]),
-        ("interval", ["0.1", "0.2"]),
-        ("interval", [None, 0.2]),
-        ("interval", [math.nan, 0.2]),
-        ("hyperparameters_hash", "0" * 16),
-        ("hyperparameters_hash", None),
-        ("hyperparameters", {"pooling": "eos"}),
-    ],
-)
-def test_a_wrong_value_is_named(tmp_path: Path, name: str, value: Any) -> None:
-    path = write_record(RECORD, tmp_path)
-    damage(path, **{name: value})
-    assert_named(path, "hyperparameters_hash" if value == {"pooling": "eos"} else name)
-
-
-def test_nan_is_named_wherever_it_stands(tmp_path: Path) -> None:
-    path = write_record(RECORD, tmp_path)
-    damage(path, scores={"fine": 1.0, "list": [0.5, {"deep": math.nan}]})
-    assert_named(path, "scores.list.1.deep")
-    damage(path, scores={}, cost={"seconds": math.inf})
-    assert_named(path, "cost.seconds")
-
-
-def test_an_unknown_field_is_named(tmp_path: Path) -> None:
-    path = write_record(RECORD, tmp_path)
-    damage(path, scroe=0.5)
-    assert_named(path, "scroe")
-
-
-@pytest.mark.parametrize("text", ["[]", "3", "null", '"text"'])
-def test_json_that_is_no_object_is_named(tmp_path: Path, text: str) -> None:
-    path = write_record(RECORD, tmp_path)
-    path.write_text(text)
-    assert_named(path, "(all)")
-
-
-def test_every_truncation_is_named(tmp_path: Path) -> None:
-    path = write_record(RECORD, tmp_path)
-    whole = path.read_bytes()
-    for length in range(0, len(whole) - 2, 7):  # the last byte is a line end
-        path.write_bytes(whole[:length])
-        with pytest.raises(RecordError, match=re.escape(str(path))):
-            read_record(path)
-
-
-@pytest.mark.parametrize("data", [b"\x00\x01", b"\xff\xfe{}", b"{'score': 1}"])
-def test_bytes_that_are_no_json_are_named(tmp_path: Path, data: bytes) -> None:
-    path = write_record(RECORD, tmp_path)
-    path.write_bytes(data)
-    with pytest.raises(RecordError, match=re.escape(str(path))):
-        read_record(path)
-
-
-def test_a_moved_record_is_named(tmp_path: Path) -> None:
-    path = write_record(RECORD, tmp_path)
-    for place in (path.with_name("SICK-R.json"), path.parent.parent / "eos" / path.name):
-        place.parent.mkdir(exist_ok=True)
-        place.write_bytes(path.read_bytes())
-        assert_named(place, "(axes)")
-        place.unlink()
-
-
-def test_the_results_folder_itself_may_move(tmp_path: Path) -> None:
-    write_record(RECORD, tmp_path / "a")
-    (tmp_path / "a").rename(tmp_path / "b")
-    assert [r.score for r in iter_records(tmp_path / "b")] == [RECORD.score]
-
-
-def test_one_damaged_record_spoils_reading_all(tmp_path: Path) -> None:
-    """A table made from the rest would silently lack a number."""
-    write_record(RECORD, tmp_path)
-    broken = write_record(changed(task="SICK-R"), tmp_path)
-    broken.write_text("{")
-    with pytest.raises(RecordError, match=r"SICK-R\.json"):
-        list(iter_records(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("field", "record"),
-    [
-        ("score", changed(score=math.nan)),
-        ("score", changed(score=55.0)),
-        ("interval", changed(interval=(0.9, 0.1))),
-        ("cost.seconds", changed(cost={"seconds": math.nan})),
-        ("hyperparameters.rate", changed(hyperparameters={"rate": math.inf})),
-        ("dataset.status", changed(dataset={"id": "x", "revision": "1", "source": "hub"})),
-        ("provenance.commit", changed(provenance={})),
-    ],
-)
-def test_an_invalid_record_is_not_written(tmp_path: Path, field: str, record: Record) -> None:
-    with pytest.raises(RecordError, match=re.escape(f"'{field}'")):
-        write_record(record, tmp_path)
-    assert list(tmp_path.rglob("*")) == []
-
-
 # --------------------------------------------------------------------------- names
 HOSTILE = [
     "../x", "..", ".", "", "/etc/passwd", "a/b", "a\\b", "'; rm -rf .", "a b", "$(id)", "a\n",
@@ -329,12 +132,6 @@ def test_only_the_setting_may_be_absent() -> None:
     assert Key("e", "m", "v", "p", "t", None).path(Path("r")) == Path("r/raw/e/m/v/p/t.json")
     with pytest.raises(SettingError, match=r"^pooling None"):
         Key("e", "m", "v", None, "t")
-
-
-def test_hostile_names_inside_a_file_are_named(tmp_path: Path) -> None:
-    path = write_record(RECORD, tmp_path)
-    damage(path, task="../../x")
-    assert_named(path, "(axes)")
 
 
 # --------------------------------------------------------------------------- done

@@ -4,9 +4,6 @@ import dataclasses
 import json
 import re
 import shutil
-import signal
-import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from training_help import LORA, MNTP_SETTINGS, TEXTS, run, start_process, write_texts
+from training_help import LORA, MNTP_SETTINGS, TEXTS, adapter, lines, run, snapshot, write_texts
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from llm2vec import training
@@ -24,27 +21,13 @@ from llm2vec.errors import SettingError
 from llm2vec.loading import load_backbone, merge_adapter
 from llm2vec.lora import CPUDropout, add_lora
 from llm2vec.registry import LoRA
-from llm2vec.runs import RunFolder, TrainingError
+from llm2vec.runs import TrainingError
 from llm2vec.stage import Options, Stream, departures, with_overrides
-
-HANGS = 1200  # seconds after which a process is taken for hanging, however busy the machine is
 
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     return write_texts(tmp_path)
-
-
-def adapter(folder: Path) -> bytes:
-    return (folder / "adapter_model.safetensors").read_bytes()
-
-
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 # --------------------------------------------------------------------------- order of samples
@@ -260,150 +243,6 @@ def test_same_seed_same_bits(stage: str, tiny_llama_dir: Path, text: Path, tmp_p
     assert adapter(one) != adapter(other)
 
 
-# --------------------------------------------------------------------------- going on
-@pytest.mark.parametrize("stage", ["mntp", "bi-simcse"])
-def test_more_steps_go_on_from_a_finished_run(
-    stage: str, tiny_llama_dir: Path, text: Path, tmp_path: Path
-) -> None:
-    whole = run(stage, tiny_llama_dir, text, tmp_path / "whole", steps=5)
-    parts = run(stage, tiny_llama_dir, text, tmp_path / "parts", steps=3)
-    first = lines(parts)
-    assert adapter(parts) != adapter(whole)
-    run(stage, tiny_llama_dir, text, tmp_path / "parts", steps=5)
-    assert adapter(parts) == adapter(whole)
-    assert lines(parts)[:3] == first  # the very same lines: not run again
-    assert [x["step"] for x in lines(parts)] == [1, 2, 3, 4, 5]
-
-
-def test_a_run_may_go_on_in_other_micro_batches(
-    tiny_llama_dir: Path, text: Path, tmp_path: Path
-) -> None:
-    """On another machine, say: the batch of a step stays what it was."""
-    changes = {"lora": LoRA(r=4, alpha=8, dropout=0.0)}
-    whole = run("mntp", tiny_llama_dir, text, tmp_path / "whole", steps=5, **changes)
-    out = tmp_path / "out"
-    run("mntp", tiny_llama_dir, text, out, {"max_tokens": 16}, steps=2, **changes)
-    run("mntp", tiny_llama_dir, text, out, {"max_tokens": 64}, steps=5, **changes)
-    for key in ("loss", "grad_norm", "tokens"):
-        assert [x[key] for x in lines(out)] == pytest.approx([x[key] for x in lines(whole)], 1e-3)
-
-
-def test_finished_run_is_left_alone(tiny_llama_dir: Path, text: Path, tmp_path: Path) -> None:
-    out = run("mntp", tiny_llama_dir, text, tmp_path / "out")
-    before = snapshot(out)
-    run("mntp", tiny_llama_dir, text, tmp_path / "out")
-    assert snapshot(out) == before
-
-
-SLOW_STEPS = """
-from llm2vec import mntp, simcse
-import time
-for kind in (mntp.MNTPTrainer, simcse.SimCSETrainer):
-    def slow(self, *args, step=kind.training_step, **kwargs):
-        time.sleep(0.15)
-        return step(self, *args, **kwargs)
-    kind.training_step = slow
-run(A["stage"], Path(A["model"]), Path(A["text"]), Path(A["out"]), steps=14)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["mntp", "bi-simcse"])
-def test_killed_run_goes_on_and_ends_with_the_same_bits(
-    stage: str,
-    tiny_llama_dir: Path,
-    text: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    torch.set_num_threads(1)  # as the process that is killed
-    whole = run(stage, tiny_llama_dir, text, tmp_path / "whole", steps=14)
-    out = tmp_path / "killed"
-    arguments = {"stage": stage, "model": str(tiny_llama_dir), "text": str(text), "out": str(out)}
-    process = start_process(SLOW_STEPS, arguments)
-    metrics = out / "metrics.jsonl"
-    deadline = time.monotonic() + HANGS
-    while process.poll() is None and time.monotonic() < deadline:
-        if metrics.exists() and metrics.read_text().count("\n") >= 7:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.02)
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors
-    assert not (out / "adapter_model.safetensors").exists()
-    saved = RunFolder(out, {}).last_checkpoint()
-    assert saved is not None and 6 <= int(saved.name.partition("-")[2]) < 14
-
-    counted: list[int] = []
-    from llm2vec.training import StageTrainer
-
-    log = StageTrainer.log
-
-    def counting(self, logs, start_time=None):
-        counted.append(self.state.global_step)
-        log(self, logs, start_time)
-
-    monkeypatch.setattr(StageTrainer, "log", counting)
-    run(stage, tiny_llama_dir, text, out, steps=14)
-    assert sorted(set(counted)) == list(range(int(saved.name.partition("-")[2]) + 1, 15))
-    assert adapter(out) == adapter(whole)
-    assert [x["loss"] for x in lines(out)] == [x["loss"] for x in lines(whole)]
-
-
-def test_half_written_files_are_no_obstacle(
-    tiny_llama_dir: Path, text: Path, tmp_path: Path
-) -> None:
-    whole = run("mntp", tiny_llama_dir, text, tmp_path / "whole", steps=6)
-    out = run("mntp", tiny_llama_dir, text, tmp_path / "out", steps=4)
-    (out / "adapter_model.safetensors").unlink()
-    (out / "provenance.json").unlink()
-    partial = out / "run" / ".partial" / "checkpoint-6"
-    partial.mkdir(parents=True)
-    (partial / "lora.safetensors").write_bytes(b"half")
-    with open(out / "metrics.jsonl", "a", encoding="utf-8") as handle:
-        handle.write('{"step": 5, "lo')
-    run("mntp", tiny_llama_dir, text, out, steps=6)
-    assert adapter(out) == adapter(whole)
-    assert [x["step"] for x in lines(out)] == [1, 2, 3, 4, 5, 6]
-
-
-def stopped(moment: str, *arguments: object, **changes: object) -> None:
-    """A run that ends where it would call this; an exception stands in for the kill."""
-
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"llm2vec.{moment}", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run("mntp", *arguments, **changes)
-
-
-@pytest.mark.parametrize("earlier", [0, 4], ids=["first adapter", "adapter of fewer steps"])
-def test_run_killed_while_the_adapter_is_written_goes_on(
-    earlier: int, tiny_llama_dir: Path, text: Path, tmp_path: Path
-) -> None:
-    trained = tmp_path / "trained"  # all steps done, nothing of their adapter written
-    if earlier:
-        run("mntp", tiny_llama_dir, text, trained, steps=earlier)
-    stopped("training.get_peft_model_state_dict", tiny_llama_dir, text, trained, steps=6)
-    shutil.copytree(trained, tmp_path / "whole")
-    whole = run("mntp", tiny_llama_dir, text, tmp_path / "whole", steps=6)
-    steps = lines(whole)
-    for moment in ("training._adapter_config", "runs.RunFolder.plot_loss"):
-        out = tmp_path / moment
-        shutil.copytree(trained, out)
-        stopped(moment, tiny_llama_dir, text, out, steps=6)
-        assert not (out / "provenance.json").exists()  # nobody takes it for a finished one
-        if earlier:
-            with pytest.raises(SettingError, match="already trained for 6 steps"):
-                run("mntp", tiny_llama_dir, text, out, steps=earlier)
-        run("mntp", tiny_llama_dir, text, out, steps=6)
-        assert lines(out) == steps  # no step again
-        assert adapter(out) == adapter(whole)
-        assert json.loads((out / "provenance.json").read_text())["steps"] == 6
-
-
 # --------------------------------------------------------------------------- refusals
 def test_other_settings_in_the_same_folder_are_refused(
     tiny_llama_dir: Path, text: Path, tmp_path: Path
@@ -471,79 +310,6 @@ def test_folder_that_cannot_be_written_is_an_error(
         run("mntp", tiny_llama_dir, text, file / "out")
 
 
-# --------------------------------------------------------------------------- several processes
-ONE_OF_TWO = """
-import torch
-from llm2vec.training import StageTrainer
-clip = StageTrainer._clip_grad_norm
-def keep(self, model):
-    grads = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
-    if self.is_world_process_zero() and self.state.global_step == 0:
-        torch.save(grads, A["grads"])
-    return clip(self, model)
-StageTrainer._clip_grad_norm = keep
-from llm2vec.simcse import SimCSEModel
-forward, passes = SimCSEModel.forward, []
-def counting(self, *args, **kwargs):
-    passes.append(1)
-    return forward(self, *args, **kwargs)
-SimCSEModel.forward = counting
-run(A["stage"], Path(A["model"]), Path(A["text"]), Path(A["out"]), A["options"], steps=2,
-    lora=LoRA(r=4, alpha=8, dropout=0.0), **A["changes"])
-print("passes", len(passes))
-"""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "changes", "options"),
-    [
-        ("mntp", {}, {}),
-        ("bi-simcse", {"attention_dropout": 0.0}, {"caching": True}),
-        ("bi-simcse", {"attention_dropout": 0.0}, {"caching": False}),
-    ],
-)
-def test_two_processes_give_the_gradients_of_one(
-    stage: str, changes: dict, options: dict, tiny_llama_dir: Path, text: Path, tmp_path: Path
-) -> None:
-    def start(name: str, processes: int) -> list:
-        arguments = {
-            "stage": stage, "model": str(tiny_llama_dir), "text": str(text),
-            "out": str(tmp_path / name), "grads": str(tmp_path / f"{name}.pt"),
-            "changes": changes, "options": options,
-        }  # fmt: skip
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        ranks = [
-            {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(processes), **shared}
-            for r in range(processes)
-        ]
-        return [start_process(ONE_OF_TWO, arguments, **(e if processes > 1 else {})) for e in ranks]
-
-    passes = []
-    for process in [*start("one", 1), *start("two", 2)]:
-        output, errors = process.communicate(timeout=HANGS)
-        assert process.returncode == 0, errors[-2000:]
-        passes.append(int(output.split()[-1]))
-    # As sharded layers need it, although the sentences of the two are of other lengths.
-    assert passes[1] == passes[2] and (stage == "mntp") == (passes[1] == 0)
-    one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in ("one", "two"))
-    assert one.keys() == two.keys() and len(one) == 28
-    largest = max(g.abs().max() for g in one.values())
-    assert largest > 1e-3
-    for name, gradient in one.items():
-        assert torch.allclose(gradient, two[name], rtol=1e-4, atol=1e-5 * largest), name
-    single, double = lines(tmp_path / "one"), lines(tmp_path / "two")
-    for key in ("loss", "grad_norm", "learning_rate", "tokens"):
-        assert [x[key] for x in double] == pytest.approx([x[key] for x in single], rel=1e-4), key
-    assert json.loads((tmp_path / "two" / "provenance.json").read_text())["processes"] == 2
-
-
 # --------------------------------------------------------------------------- dropout
 @given(p=st.floats(0.01, 0.9), odd=st.integers(1, 7))
 def test_cpu_dropout_is_dropout(p: float, odd: int) -> None:
@@ -561,69 +327,3 @@ def test_cpu_dropout_is_dropout(p: float, odd: int) -> None:
     y.sum().backward()
     assert torch.equal(x.grad, y)
     assert torch.equal(layer.eval()(x), x)
-
-
-# --------------------------------------------------------------------------- sharding
-SHARDED = """
-import torch, torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from llm2vec.loading import load_backbone
-from llm2vec.lora import add_lora
-from llm2vec.mntp import MNTPModel
-from llm2vec.training import _like, _whole
-
-dist.init_process_group("gloo")
-rank, processes = dist.get_rank(), dist.get_world_size()
-model, _ = load_backbone(A["model"], dtype="float32", device="cpu", head=True)
-body = add_lora(model.base_model, LoRA(r=4, alpha=8, dropout=0.0), 0)
-for name, p in body.named_parameters():
-    if "lora_B" in name:
-        torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(1))
-stage = MNTPModel(body, model.lm_head)
-ids = torch.arange(48).reshape(4, 12) + 5
-labels = ids.masked_fill(ids % 3 == 0, -100)
-stage(ids, labels).backward()
-expected = {n: p.grad.clone() for n, p in stage.named_parameters() if p.grad is not None}
-weights = {n: p.detach().clone() for n, p in stage.named_parameters() if p.requires_grad}
-stage.zero_grad()
-
-mesh = init_device_mesh("cpu", (processes,))
-kinds = stage._no_split_modules
-for module in list(stage.modules()):
-    if type(module).__name__ in kinds:
-        fully_shard(module, mesh=mesh)
-fully_shard(stage, mesh=mesh)
-mine = slice(2 * rank, 2 * rank + 2)
-(stage(ids[mine], labels[mine]) * processes).backward()
-trained = {n: p for n, p in stage.named_parameters() if p.requires_grad}
-assert len(trained) == len(expected) == 28
-for n, p in trained.items():
-    assert p.to_local().numel() < p.numel(), n  # really sharded
-    torch.testing.assert_close(_whole(p.grad), expected[n], rtol=1e-4, atol=1e-4)
-    assert torch.equal(_whole(p), weights[n])  # as a checkpoint holds it
-    with torch.no_grad():
-        p.copy_(_like(weights[n] + 1, p))  # as a checkpoint is loaded
-    assert torch.equal(_whole(p), weights[n] + 1)
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_sharded_model_gives_gradients_and_checkpoints_of_a_whole_one(tiny_llama_dir: Path) -> None:
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    arguments = {"model": str(tiny_llama_dir)}
-    for process in [start_process(SHARDED, arguments, **shared, **rank) for rank in ranks]:
-        _, errors = process.communicate(timeout=HANGS)
-        assert process.returncode == 0, errors[-2000:]
-
-
-def test_sharding_configuration_is_one_that_accelerate_reads(repo_root: Path) -> None:
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    config = load_config_from_file(str(repo_root / "experiments" / "accelerate" / "fsdp.yaml"))
-    assert config.distributed_type == "FSDP" and config.mixed_precision == "bf16"
-    assert config.fsdp_config["fsdp_version"] == 2
-    # Layers to wrap are not named here, so the model must name them.
-    assert "fsdp_transformer_layer_cls_to_wrap" not in config.fsdp_config

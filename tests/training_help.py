@@ -11,6 +11,7 @@ from typing import Any
 from llm2vec.registry import MNTP, LoRA, Model, SimCSE, get_variant
 
 ROOT = Path(__file__).resolve().parents[1]
+HANGS = 1200  # seconds after which a process is taken for hanging, however busy the machine is
 LORA = LoRA(r=4, alpha=8, dropout=0.1)
 MNTP_SETTINGS = MNTP(
     steps=6, batch_size=4, block_size=16, learning_rate=1e-2, schedule_steps=50, lora=LORA
@@ -38,6 +39,21 @@ def write_texts(folder: Path) -> Path:
     file = folder / "texts.txt"
     file.write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
     return file
+
+
+def adapter(folder: Path) -> bytes:
+    """The adapter's weights as they lie on disk."""
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """What a run logged, a step a line."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def run(
