@@ -28,7 +28,7 @@ OTHERS = tuple(group for group in ABLATIONS if group not in SENSITIVITY)
 WORDS = {
     "learning_rate": "learning rate", "steps": "steps", "mask_probability": "masked",
     "masking": "style", "attention_dropout": "attention dropout",
-    "pool_over_padding": "pooled over padding",
+    "pool_over_padding": "pooled over padding", "seed": "seed",
 }  # fmt: skip
 UNITS = {STSB.task: "pairs", SICK.task: "pairs", WIKITEXT: "blocks of 128 tokens"}
 Found = Mapping[tuple[str, str, str], Record]  # by model, setting and task

@@ -2,7 +2,7 @@
 
     python experiments/08_ablations.py --group mntp-lr --dry-run
     python experiments/08_ablations.py --group mntp-lr
-    python experiments/08_ablations.py --group simcse-padding --setting simcse-padding-true
+    python experiments/08_ablations.py --group simcse-padding --setting simcse-padding-true-43
 
 Small runs on one model, listed in ``llm2vec/registry_ablations.py``; each writes
 ``raw/ablations/{model}/{variant}/{pooling}/{task}@{setting}.json``. Killed, the same command goes

@@ -69,6 +69,7 @@ def _grid(
 
 _MNTP = {"batch_size": 4, "block_size": 128}  # 512 tokens a step
 _SIMCSE = {"batch_size": 32}
+_SEEDS = (42, 43)
 
 _GROUPS = (
     _grid(
@@ -90,15 +91,15 @@ _GROUPS = (
         "mntp-masking", "bi-mntp", (SICK,), _MNTP | {"steps": 50, "learning_rate": 5e-4},
         {"mask_probability": (0.2, 0.4, 0.6, 0.8, 0.9), "masking": ("bert", "all")},
     ),
-    # BERT's own dropout against the paper's 0.3 (D.1.2)
+    # BERT's own dropout against the paper's 0.3 (D.1.2); runs this short differ by their seeds
     _grid(
-        "simcse-dropout", "bi-simcse", (STSB, SICK),
-        _SIMCSE | {"steps": 20, "learning_rate": 1e-3}, {"attention_dropout": (0.1, 0.3)}, False,
+        "simcse-dropout", "bi-simcse", (STSB, SICK), _SIMCSE | {"steps": 20, "learning_rate": 1e-3},
+        {"attention_dropout": (0.1, 0.3), "seed": _SEEDS}, False,
     ),
     # the mean over the text (paper, Figure 1) against that of the published trainer
     _grid(
-        "simcse-padding", "bi-simcse", (STSB, SICK),
-        _SIMCSE | {"steps": 20, "learning_rate": 1e-3}, {"pool_over_padding": (False, True)}, False,
+        "simcse-padding", "bi-simcse", (STSB, SICK), _SIMCSE | {"steps": 20, "learning_rate": 1e-3},
+        {"pool_over_padding": (False, True), "seed": _SEEDS}, False,
     ),
 )  # fmt: skip
 ABLATIONS: Mapping[str, tuple[Ablation, ...]] = MappingProxyType({g[0].group: g for g in _GROUPS})

@@ -58,8 +58,8 @@ def test_every_run_has_a_name_and_values_of_its_own() -> None:
 def test_unknown_names_list_the_valid_ones() -> None:
     with pytest.raises(UnknownNameError, match=r"mntp-lr.*simcse-padding"):
         get_ablations("mntp-rate")
-    with pytest.raises(UnknownNameError, match=r"Did you mean 'simcse-dropout-0.3'"):
-        get_ablations("simcse-dropout", "simcse-dropout-0.33")
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'simcse-lr-0.001-20'"):
+        get_ablations("simcse-lr", "simcse-lr-0.01-20")
     with pytest.raises(SettingError, match="minilm-l6 is an encoder"):
         ablations.plan("minilm-l6", get_ablations("mntp-lr"))
 
@@ -129,6 +129,7 @@ def differ(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
         (simcse, "learning_rate", (1e-2, 3e-2)),
         (simcse, "attention_dropout", (0.1, 0.3)),
         (simcse, "pool_over_padding", (False, True)),
+        (simcse, "seed", (42, 43)),
     ],
 )
 def test_what_varies_reaches_the_weights_and_the_record(

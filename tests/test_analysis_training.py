@@ -86,7 +86,7 @@ def test_ablations_are_no_departures_and_no_evidence(some: Results) -> None:
 def test_ablation_rows_say_what_varies(tmp_path: Path) -> None:
     add(tmp_path, ABLATIONS["mntp-masking"][0], 0.30)
     add(tmp_path, grid("mntp-masking", mask_probability=0.8, masking="all"), 0.35)
-    add(tmp_path, grid("simcse-padding", pool_over_padding=True), 0.25)
+    add(tmp_path, grid("simcse-padding", pool_over_padding=True, seed=43), 0.25)
     table = tables_ablations.ablations(load_results(tmp_path))
     rows = {row[2]: row for row in texts(table)}
     assert rows["nothing (untrained)"][1:] == [
@@ -94,9 +94,9 @@ def test_ablation_rows_say_what_varies(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert rows["masked 80 %, style all"][3:] == ["51,200", "", "35.00 [34.00, 36.00]"]
     assert rows["masked 80 %, style bert"][3:] == ["", "", "–"]
-    padded = rows["pooled over padding yes"]
+    padded = rows["pooled over padding yes, seed 43"]
     assert padded[4:] == ["25.00 [24.00, 26.00]", "25.00 [24.00, 26.00]"]
-    assert rows["pooled over padding no"][4:] == ["–", "–"]
+    assert rows["pooled over padding no, seed 43"][4:] == ["–", "–"]
     assert len(table.rows) == sum(len(ABLATIONS[g]) for g in tables_ablations.OTHERS)
     assert len(table.breaks) == len(tables_ablations.OTHERS) - 1
 
