@@ -109,9 +109,9 @@ class Ours:
                        **arguments)  # fmt: skip
 
     def limit(self, seconds: float = 0.5) -> dict[str, Any]:
-        """That of the type in which the products run: for ``bfloat16-mixed``, bfloat16."""
-        dtype = getattr(torch, self.encoder.precision.removesuffix("-mixed"))
-        return limits(self.config, dtype, seconds)
+        """That of the type in which the products run, which need not be that of the states."""
+        layers = (m for m in self.encoder.backbone.modules() if isinstance(m, torch.nn.Linear))
+        return limits(self.config, next(layers).weight.dtype, seconds)
 
     def export(self, folder: str) -> dict[str, Any]:
         from llm2vec.export import export

@@ -4,7 +4,7 @@ A group is a grid: ``base`` is its small budget, the same for all of its runs, `
 is about; both depart from the model's own settings. What is chosen (learning rate, steps) is
 measured on validation splits; the paper chose masking on SICK-R (D.1.1), which is a test set: that
 grid is repeated here and selects nothing. Sizes are for two CPU cores: one run and its
-measurement take two to eight minutes. Run by ``experiments/08_ablations.py``.
+measurement take two to ten minutes. Run by ``experiments/08_ablations.py``.
 
 This module imports neither torch nor transformers.
 """

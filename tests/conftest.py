@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from evaluation_help import Loader
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     from llm2vec.encoder import LLM2Vec
@@ -140,31 +141,45 @@ def tiny_llama_dir(
     return folder
 
 
-@pytest.fixture
-def make_word_encoder(make_tiny_llama: Callable[..., TinyLM]) -> "Callable[..., LLM2Vec]":
-    """An encoder around a tiny random Llama whose tokenizer, like SmolLM2's, adds no BOS."""
+@pytest.fixture(scope="session")
+def make_encoder(make_tiny_llama: Callable[..., TinyLM]) -> "Callable[..., LLM2Vec]":
+    """`make_encoder("uni", chat_of="mistral-7b", add_bos=True, seed=1, **arguments)`: an encoder.
+
+    It stands around a tiny random Llama whose tokenizer, like SmolLM2's, adds no BOS by itself.
+    """
     from llm2vec.attention import set_attention
     from llm2vec.encoder import LLM2Vec
     from llm2vec.registry import MODELS, VARIANTS
 
-    def make(variant: str = "bi", adapters: tuple[str, ...] = (), seed: int = 0) -> LLM2Vec:
-        tiny = make_tiny_llama(add_bos=False, seed=seed)
-        set_attention(tiny.model.model, VARIANTS[variant].attention == "bidirectional")
+    def make(
+        variant: str = "bi",
+        chat_of: str = "smollm2-135m",
+        add_bos: bool = False,
+        seed: int = 0,
+        **arguments: object,
+    ) -> LLM2Vec:
+        model, tokenizer = make_tiny_llama(add_bos=add_bos, seed=seed)
+        set_attention(model.model, VARIANTS[variant].attention == "bidirectional")
         return LLM2Vec(
-            tiny.model.model, tiny.tokenizer, model=MODELS["smollm2-135m"],
-            variant=VARIANTS[variant], adapters=adapters,
-        )  # fmt: skip
+            model.model, tokenizer, model=MODELS[chat_of], variant=VARIANTS[variant], **arguments
+        )
 
     return make
 
 
 @pytest.fixture
-def empty_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of this test alone; the folder is not made."""
+    monkeypatch.setenv("LLM2VEC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def empty_mirror(tmp_path: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A mirror to fill, a cache of its own, and few draws for an interval."""
     from tiny_mirror import few_resamples
 
     monkeypatch.setenv("LLM2VEC_DATA", str(tmp_path / "mirror"))
-    monkeypatch.setenv("LLM2VEC_CACHE", str(tmp_path / "cache"))
     (tmp_path / "mirror").mkdir()
     monkeypatch.setattr("llm2vec.mteb_tasks.bootstrap_interval", few_resamples)
     return tmp_path / "mirror"
@@ -182,3 +197,20 @@ def evaluate(tmp_path: Path) -> "Callable[..., list[Evaluation]]":
         return evaluate_task(vectors, get_task(name))[0]
 
     return run
+
+
+@pytest.fixture
+def loader(empty_mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Loader":
+    """Folders of this test alone, with the data of three tasks, and a stand-in for the encoder."""
+    from evaluation_help import TASK_NAMES, Loader
+    from tiny_mirror import add_task
+
+    from llm2vec.registry import get_task
+
+    for name in TASK_NAMES:
+        add_task(empty_mirror, get_task(name))
+    monkeypatch.setenv("LLM2VEC_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    monkeypatch.setattr("llm2vec.paths.shipped_adapters_dir", lambda: tmp_path / "shipped")
+    stand_in = Loader()
+    monkeypatch.setattr("llm2vec.encoder.load_encoder", stand_in)
+    return stand_in

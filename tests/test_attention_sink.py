@@ -13,11 +13,10 @@ import training_help
 from tiny_mirror import PAIRS
 
 from llm2vec import ablations, attention_sink, leakage, loading, registry, sts_pairs
-from llm2vec.attention import set_attention
 from llm2vec.attention_sink import pool_without
 from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import SettingError, UnknownNameError
-from llm2vec.registry import get_model, get_task, get_variant
+from llm2vec.registry import get_task
 from llm2vec.registry_ablations import Ablation, Measured
 from llm2vec.registry_sink import CONTROL, INSTRUCTED, PLAIN, Left
 from llm2vec.representations import without_first
@@ -29,18 +28,6 @@ TEXTS = (
     "A dog sleeps",
     "One after another, the words are read from left to right by a model.",
 )
-
-
-@pytest.fixture
-def make_encoder(make_tiny_llama: Callable[..., Any]) -> Callable[..., LLM2Vec]:
-    def make(variant: str = "bi", add_bos: bool = False) -> LLM2Vec:
-        model, tokenizer = make_tiny_llama(add_bos=add_bos)
-        set_attention(model.model, variant != "uni")
-        return LLM2Vec(
-            model.model, tokenizer, model=get_model("smollm2-135m"), variant=get_variant(variant)
-        )
-
-    return make
 
 
 def states_of(encoder: LLM2Vec, instruction: str, text: str) -> tuple[np.ndarray, list[int]]:
@@ -59,7 +46,7 @@ def states_of(encoder: LLM2Vec, instruction: str, text: str) -> tuple[np.ndarray
 def test_means_equal_those_taken_by_hand(
     make_encoder: Callable[..., LLM2Vec], variant: str, add_bos: bool
 ) -> None:
-    encoder = make_encoder(variant, add_bos)
+    encoder = make_encoder(variant, add_bos=add_bos)
     for lefts in (PLAIN, INSTRUCTED + CONTROL):
         instruction = INSTRUCTION if lefts[0].instruction else ""
         found = pool_without(encoder, [(instruction, text) for text in TEXTS], lefts)

@@ -228,12 +228,12 @@ def test_the_whole_goes_on_after_a_benchmark_that_fails(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "bfloat16-mixed"])
 def test_the_limit_is_that_of_the_products(
-    precision: str, make_word_encoder: Any, monkeypatch: pytest.MonkeyPatch
+    precision: str, make_encoder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
     monkeypatch.setattr(encode_worker, "limits", lambda _config, dtype, _s: asked.append(dtype))
     side = encode_worker.Ours("tiny")
-    side.encoder, side.config = make_word_encoder(), {}
+    side.encoder, side.config = make_encoder(), {}
     if precision == "bfloat16":
         side.encoder.backbone.bfloat16()
     set_precision(side.encoder.backbone, precision)
@@ -241,9 +241,9 @@ def test_the_limit_is_that_of_the_products(
     assert asked == [side.encoder.backbone.layers[0].mlp.up_proj.weight.dtype]
 
 
-def test_every_choice_gives_the_same_vectors(make_word_encoder: Any) -> None:
+def test_every_choice_gives_the_same_vectors(make_encoder: Any) -> None:
     """A choice that computed something else would be measured for nothing."""
-    encoder = make_word_encoder()
+    encoder = make_encoder()
     several = [" ".join(["the dog sleeps", "a fox"][: 1 + n % 2] * (1 + n % 7)) for n in range(40)]
     several.append(" ".join(["the"] * 40))  # the most letters, but not the most tokens
     expected = encoder.encode(several, convert_to_numpy=True)

@@ -1,6 +1,7 @@
 """`LLM2Vec.encode`: what goes in, what comes out, and how many passes it takes."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ from hypothesis import strategies as st
 
 from llm2vec import LLM2Vec
 from llm2vec import encoder as encoder_module
-from llm2vec.attention import check_attention, set_attention
+from llm2vec.attention import check_attention
 from llm2vec.encoder import load_encoder
 from llm2vec.errors import AttentionError, SettingError, UnknownNameError
-from llm2vec.registry import MODELS, POOLINGS, VARIANTS
+from llm2vec.registry import POOLINGS
 
 INSTRUCTION = "Find the other dog:"
 TEXTS = [
@@ -34,22 +35,9 @@ MakeEncoder = Callable[..., LLM2Vec]
 
 
 @pytest.fixture(scope="module")
-def make_encoder(make_tiny_llama) -> MakeEncoder:
-    """`make_encoder(variant="bi", chat_of="smollm2-135m", add_bos=True, **arguments)`."""
-
-    def make(
-        variant: str = "bi",
-        chat_of: str = "smollm2-135m",
-        add_bos: bool = True,
-        **arguments: object,
-    ) -> LLM2Vec:
-        model, tokenizer = make_tiny_llama(add_bos)
-        set_attention(model.model, VARIANTS[variant].attention == "bidirectional")
-        return LLM2Vec(
-            model.model, tokenizer, model=MODELS[chat_of], variant=VARIANTS[variant], **arguments
-        )
-
-    return make
+def make_encoder(make_encoder: MakeEncoder) -> MakeEncoder:
+    """With BOS."""
+    return partial(make_encoder, add_bos=True)
 
 
 @pytest.fixture(scope="module")

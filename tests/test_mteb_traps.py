@@ -19,7 +19,6 @@ from tiny_mirror import (
     StubEncoder,
     add_task,
     bag_of_words,
-    few_resamples,
 )
 
 from llm2vec.evaluation import Run, execute, plan
@@ -37,14 +36,11 @@ DOCUMENT = PromptType.document
 
 
 @pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path, empty_mirror: Path) -> Path:
     """A mirror with the three tasks; nothing is read or written elsewhere."""
-    monkeypatch.setenv("LLM2VEC_DATA", str(tmp_path / "mirror"))
-    monkeypatch.setenv("LLM2VEC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("llm2vec.mteb_tasks.bootstrap_interval", few_resamples)
     disable_progress_bars()
     for task in (STS, SCIFACT, RERANKING):
-        add_task(tmp_path / "mirror", task)
+        add_task(empty_mirror, task)
     return tmp_path
 
 

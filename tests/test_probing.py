@@ -38,9 +38,8 @@ QUICK = replace(PROBE, steps=60, seeds=(42, 43))
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LLM2VEC_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "features"
+def cache(fresh_cache: Path) -> Path:
+    return fresh_cache / "features"
 
 
 def sentence(*text: str) -> Sentence:
@@ -217,13 +216,13 @@ def test_pos_has_no_entities() -> None:
 
 # --------------------------------------------------------------------------- records
 @pytest.fixture
-def quick(make_word_encoder, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def quick(make_encoder, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Short probes, a tiny backbone in place of SmolLM2; lists the loads."""
     loads: list[str] = []
 
     def load(_model: str, variant: str, **_: object) -> LLM2Vec:
         loads.append(variant)
-        return make_word_encoder(variant)
+        return make_encoder(variant)
 
     monkeypatch.setattr("llm2vec.encoder.load_encoder", load)
     monkeypatch.setattr(word_evaluation, "PROBE", QUICK)
@@ -324,8 +323,8 @@ def test_the_script_hands_its_options_on(repo_root, tmp_path, monkeypatch) -> No
     assert (root, device) == (tmp_path, "cpu")
 
 
-def test_a_sentence_longer_than_the_context_is_named(make_word_encoder) -> None:
-    encoder = make_word_encoder()
+def test_a_sentence_longer_than_the_context_is_named(make_encoder) -> None:
+    encoder = make_encoder()
     encoder.backbone.config.max_position_embeddings = 40
     corpus = {"train": [Sentence(("naïve",) * 9, {}, "train.txt:31")]}
     with pytest.raises(DataError, match=r"train\.txt:31: a sentence of \d+ tokens.* holds 40"):

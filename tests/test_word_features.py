@@ -2,7 +2,6 @@
 
 import json
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,13 +23,10 @@ from llm2vec.words import (
     tokenize,
 )
 
-MakeEncoder = Callable[..., LLM2Vec]
-
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LLM2VEC_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "features"
+def cache(fresh_cache: Path) -> Path:
+    return fresh_cache / "features"
 
 
 def sentence(*text: str) -> Sentence:
@@ -56,10 +52,8 @@ def test_which_alignment_follows_from_the_variant() -> None:
 
 
 @pytest.mark.parametrize("variant", ["uni", "bi"])
-def test_features_are_means_of_the_states_at_the_words_positions(
-    make_word_encoder, variant
-) -> None:
-    encoder = make_word_encoder(variant)
+def test_features_are_means_of_the_states_at_the_words_positions(make_encoder, variant) -> None:
+    encoder = make_encoder(variant)
     tokens = tokenize(encoder.tokenizer, TEXTS, 512)
     features = word_features(encoder, tokens, stored="float32")
     for index in (0, 1, 7):
@@ -74,8 +68,8 @@ def test_features_are_means_of_the_states_at_the_words_positions(
         )
 
 
-def test_previous_positions_of_a_causal_model_do_not_know_the_word(make_word_encoder) -> None:
-    encoder = make_word_encoder("uni")
+def test_previous_positions_of_a_causal_model_do_not_know_the_word(make_encoder) -> None:
+    encoder = make_encoder("uni")
     texts = [sentence("The", "quick", "a"), sentence("The", "quick", "b")]  # one token at the end
     features = word_features(encoder, tokenize(encoder.tokenizer, texts, 64), stored="float32")
     a, b = (features.gather([i], "previous")[-1] for i in (0, 1))
@@ -84,10 +78,8 @@ def test_previous_positions_of_a_causal_model_do_not_know_the_word(make_word_enc
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
-def test_batch_size_does_not_move_features(
-    make_word_encoder, alignment, monkeypatch, tmp_path
-) -> None:
-    encoder = make_word_encoder("bi")
+def test_batch_size_does_not_move_features(make_encoder, alignment, monkeypatch, tmp_path) -> None:
+    encoder = make_encoder("bi")
     tokens = tokenize(encoder.tokenizer, TEXTS, 512)
     everything = range(len(TEXTS))
     found = []
@@ -102,8 +94,8 @@ def test_batch_size_does_not_move_features(
     torch.testing.assert_close(*found, atol=1e-4, rtol=0)
 
 
-def test_stored_half_precision_rounds_by_its_last_bit_only(make_word_encoder) -> None:
-    encoder = make_word_encoder("bi")
+def test_stored_half_precision_rounds_by_its_last_bit_only(make_encoder) -> None:
+    encoder = make_encoder("bi")
     tokens = tokenize(encoder.tokenizer, TEXTS, 512)
     exact = word_features(encoder, tokens, stored="float32").gather(range(5), "same")
     stored = word_features(encoder, tokens).gather(range(5), "same")
@@ -130,8 +122,8 @@ def spans(words: int) -> dict:
 
 
 # --------------------------------------------------------------------------- the cache
-def test_backbone_runs_once_and_cost_is_kept(make_word_encoder, cache: Path) -> None:
-    encoder = make_word_encoder()
+def test_backbone_runs_once_and_cost_is_kept(make_encoder, cache: Path) -> None:
+    encoder = make_encoder()
     tokens = tokenize(encoder.tokenizer, TEXTS, 512)
     first = word_features(encoder, tokens)
     seen = encoder.counter.tokens
@@ -143,22 +135,22 @@ def test_backbone_runs_once_and_cost_is_kept(make_word_encoder, cache: Path) -> 
     assert torch.equal(again.gather([0, 3], "same"), first.gather([0, 3], "same"))
 
 
-def test_another_adapter_variant_or_text_is_another_entry(make_word_encoder, cache: Path) -> None:
-    tokens = tokenize(make_word_encoder().tokenizer, TEXTS, 512)
-    word_features(make_word_encoder("bi"), tokens)
-    word_features(make_word_encoder("bi", ("0" * 64,)), tokens)
-    word_features(make_word_encoder("uni"), tokens)
-    word_features(make_word_encoder("bi"), tokens[:-1])
-    word_features(make_word_encoder("bi"), tokens)
+def test_another_adapter_variant_or_text_is_another_entry(make_encoder, cache: Path) -> None:
+    tokens = tokenize(make_encoder().tokenizer, TEXTS, 512)
+    word_features(make_encoder("bi"), tokens)
+    word_features(make_encoder("bi", adapters=("0" * 64,)), tokens)
+    word_features(make_encoder("uni"), tokens)
+    word_features(make_encoder("bi"), tokens[:-1])
+    word_features(make_encoder("bi"), tokens)
     assert len([p for p in cache.iterdir() if p.is_dir()]) == 4
 
 
-def test_whatever_decides_the_states_is_in_the_key(make_word_encoder) -> None:
-    encoder = make_word_encoder()
+def test_whatever_decides_the_states_is_in_the_key(make_encoder) -> None:
+    encoder = make_encoder()
     tokens = tokenize(encoder.tokenizer, TEXTS, 512)
 
     def key(**changes: object) -> str:
-        other = make_word_encoder()
+        other = make_encoder()
         for name, value in changes.items():
             setattr(other, name, value)
         return hash_of(features_module.features_key(other, tokens, "float16"))
@@ -170,11 +162,11 @@ def test_whatever_decides_the_states_is_in_the_key(make_word_encoder) -> None:
         key(model=replace(spec, name="other")), key(model=replace(spec, revision="f" * 40)),
         key(variant=VARIANTS["uni"]), key(adapters=("0" * 64,)),
         key(backbone=encoder.backbone.to(torch.bfloat16)),
-        hash_of(features_module.features_key(make_word_encoder(), tokens, "float32")),
-        hash_of(features_module.features_key(make_word_encoder(), tokens[:-1], "float16")),
+        hash_of(features_module.features_key(make_encoder(), tokens, "float32")),
+        hash_of(features_module.features_key(make_encoder(), tokens[:-1], "float16")),
         # Same tokens, cut into other sentences.
         hash_of(features_module.features_key(
-            make_word_encoder(), [Tokens([i for t in tokens for i in t.ids], {})], "float16"
+            make_encoder(), [Tokens([i for t in tokens for i in t.ids], {})], "float16"
         )),
     ]  # fmt: skip
     assert len({same, *others}) == 1 + len(others)
@@ -206,8 +198,8 @@ def lose_states(folder: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [damage_states, damage_size, damage_meta, damage_shape, lose_states]
 )
-def test_damaged_entries_are_computed_again(make_word_encoder, cache: Path, damage) -> None:
-    encoder = make_word_encoder()
+def test_damaged_entries_are_computed_again(make_encoder, cache: Path, damage) -> None:
+    encoder = make_encoder()
     tokens = tokenize(encoder.tokenizer, TEXTS, 512)
     before = word_features(encoder, tokens).gather([0], "same")
     seen = encoder.counter.tokens
@@ -217,10 +209,8 @@ def test_damaged_entries_are_computed_again(make_word_encoder, cache: Path, dama
     assert encoder.counter.tokens == 2 * seen
 
 
-def test_an_interrupted_pass_leaves_nothing_behind(
-    make_word_encoder, cache: Path, monkeypatch
-) -> None:
-    encoder = make_word_encoder()
+def test_an_interrupted_pass_leaves_nothing_behind(make_encoder, cache: Path, monkeypatch) -> None:
+    encoder = make_encoder()
     tokens = tokenize(encoder.tokenizer, TEXTS, 512)
 
     def stop(_done: int) -> None:
@@ -232,8 +222,8 @@ def test_an_interrupted_pass_leaves_nothing_behind(
     assert len(word_features(encoder, tokens).gather([0], "same")) == 6  # the lock is free
 
 
-def test_concurrent_jobs_compute_once(make_word_encoder) -> None:
-    encoder = make_word_encoder()
+def test_concurrent_jobs_compute_once(make_encoder) -> None:
+    encoder = make_encoder()
     tokens = tokenize(encoder.tokenizer, TEXTS, 512)
     found: list[torch.Tensor] = []
 
@@ -249,29 +239,27 @@ def test_concurrent_jobs_compute_once(make_word_encoder) -> None:
     assert len(found) == 4 and all(torch.equal(found[0], other) for other in found)
 
 
-def test_a_cache_that_cannot_be_written_is_named(make_word_encoder, tmp_path, monkeypatch) -> None:
+def test_a_cache_that_cannot_be_written_is_named(make_encoder, tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("LLM2VEC_CACHE", str(tmp_path / "file"))
-    encoder = make_word_encoder()
+    encoder = make_encoder()
     with pytest.raises(DataError, match=r"file.features.*LLM2VEC_CACHE"):
         word_features(encoder, tokenize(encoder.tokenizer, TEXTS, 512))
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(
-    make_word_encoder, cache: Path, monkeypatch
-) -> None:
+def test_a_full_disk_is_named_and_leaves_nothing(make_encoder, cache: Path, monkeypatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(features_module, "compute_states", full)
-    encoder = make_word_encoder()
+    encoder = make_encoder()
     with pytest.raises(DataError, match="No space left on device"):
         word_features(encoder, tokenize(encoder.tokenizer, TEXTS, 512))
     assert [p for p in cache.iterdir() if p.is_dir()] == []
 
 
-def test_states_too_large_for_half_precision_are_refused(make_word_encoder) -> None:
-    encoder = make_word_encoder()
+def test_states_too_large_for_half_precision_are_refused(make_encoder) -> None:
+    encoder = make_encoder()
     encoder.backbone.norm.weight.data.fill_(1e6)
     tokens = tokenize(encoder.tokenizer, TEXTS, 512)
     with pytest.raises(DataError, match="not finite as float16"):
