@@ -313,11 +313,7 @@ def main() -> None:
     """Entry point of the console script."""
     if not sys.stderr.isatty():  # libraries would draw their bars into a log
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        console.run(app)
-    except BrokenPipeError:  # whoever read standard output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    console.run(app)
 
 
 if __name__ == "__main__":

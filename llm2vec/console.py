@@ -1,6 +1,7 @@
 """What every command line shares: errors in one line, a trace with ``--debug``, exit codes.
 
-Exit codes: 0 done, 2 a mistake that the message says how to mend, 130 interrupted.
+Exit codes: 0 done, 1 whoever read standard output stopped, 2 a mistake that the message says how to
+mend, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,17 @@ _UsageError = typer.BadParameter.__base__  # of every mistake in an option; type
 
 def run(main: Callable[..., None] | typer.Typer) -> None:
     """Run a typer function or application; ``--debug`` anywhere shows the trace of an error."""
+    try:
+        try:
+            _run(main)
+        finally:
+            sys.stdout.flush()  # else a reader that is gone shows when Python has almost ended
+    except BrokenPipeError:  # whoever read standard output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _run(main: Callable[..., None] | typer.Typer) -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,17 @@ from benchmarks import breakdown, choices, encode_worker
 from benchmarks.breakdown import PARTS, part_of, parts_of, profiled, tokenizing_timed
 from llm2vec import LLM2Vec
 from llm2vec.kernels import works
+from llm2vec.mixed import set_precision
 from llm2vec.registry import POOLINGS
 
-TEXTS = ["The quick brown fox", "a dog", "the other dog sleeps", "fox " * 30, "dog " * 9]
+TEXTS = [
+    "The quick brown fox",
+    "a dog",
+    "the other dog sleeps",
+    "fox " * 30,
+    "dog " * 9,
+    "the " * 40,
+]  # more letters than any other, not the most tokens
 lengths_ = st.lists(st.integers(1, 700), max_size=40)
 
 
@@ -43,6 +52,21 @@ def test_every_product_is_the_same_one() -> None:
     for product in encode_worker.products(torch.float32).values():
         torch.testing.assert_close(product(states, weight), states @ weight.T)
     assert list(encode_worker.products(torch.float16)) == ["torch"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "bfloat16-mixed"])
+def test_the_limit_is_that_of_the_products(
+    precision: str, make_encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(encode_worker, "limits", lambda _config, dtype, _s: asked.append(dtype))
+    side = encode_worker.Ours("tiny")
+    side.encoder, side.config = make_encoder(), {}
+    if precision == "bfloat16":
+        side.encoder.backbone.bfloat16()
+    set_precision(side.encoder.backbone, precision)
+    side.limit()
+    assert asked == [side.encoder.backbone.layers[0].mlp.up_proj.weight.dtype]
 
 
 # --------------------------------------------------------------------------- parts of the time
@@ -121,8 +145,9 @@ def test_packs_hold_every_row_once_within_the_limit(lengths: list[int]) -> None:
 @given(lengths_, st.integers(1, 2000))
 def test_unsorted_batches_keep_order_and_budget(lengths: list[int], budget: int) -> None:
     found = choices.unsorted_batches(lengths, budget)
-    assert [row for batch in found for row in batch] == list(range(len(lengths)))
+    assert [row for batch in found for row in sorted(batch)] == list(range(len(lengths)))
     for batch in found:
+        assert lengths[batch[0]] == max(lengths[row] for row in batch)  # it sets the width
         assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
 
 

@@ -6,15 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import (
-    choices,
     encode,
-    encode_worker,
     grid_cost,
     peers,
     report,
@@ -25,7 +22,6 @@ from benchmarks import (
 )
 from benchmarks.grid_cost import Cost
 from llm2vec.errors import DataError
-from llm2vec.mixed import set_precision
 from llm2vec.registry import VARIANTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -224,35 +220,6 @@ def test_the_whole_goes_on_after_a_benchmark_that_fails(monkeypatch: pytest.Monk
     asked.clear()
     whole.main(["scale"])
     assert asked == ["benchmarks.scale", "analysis.build"]
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "bfloat16-mixed"])
-def test_the_limit_is_that_of_the_products(
-    precision: str, make_encoder: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-    monkeypatch.setattr(encode_worker, "limits", lambda _config, dtype, _s: asked.append(dtype))
-    side = encode_worker.Ours("tiny")
-    side.encoder, side.config = make_encoder(), {}
-    if precision == "bfloat16":
-        side.encoder.backbone.bfloat16()
-    set_precision(side.encoder.backbone, precision)
-    side.limit()
-    assert asked == [side.encoder.backbone.layers[0].mlp.up_proj.weight.dtype]
-
-
-def test_every_choice_gives_the_same_vectors(make_encoder: Any) -> None:
-    """A choice that computed something else would be measured for nothing."""
-    encoder = make_encoder()
-    several = [" ".join(["the dog sleeps", "a fox"][: 1 + n % 2] * (1 + n % 7)) for n in range(40)]
-    several.append(" ".join(["the"] * 40))  # the most letters, but not the most tokens
-    expected = encoder.encode(several, convert_to_numpy=True)
-    tried = choices.choices_of("float32", encoder.max_tokens, with_compiled=False)
-    assert {"unsorted", "packed", "torch's kernels"} <= set(tried)
-    for name, choice in tried.items():
-        with choice(encoder):
-            found = encoder.encode(several, convert_to_numpy=True)
-        np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name)
 
 
 # --------------------------------------------------------------------------- peers

@@ -294,12 +294,21 @@ def test_standard_error_holds_what_the_user_needs(
     assert (process.stdout, process.stderr) == ("", "6 texts, 32 numbers each\n")
 
 
-def test_a_reader_that_stops_reading_is_no_error() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import sys; sys.argv[1:] = ['models']; from llm2vec.cli import main; main()",
+        "from llm2vec.console import run; run(lambda: print('a line'))",
+    ],
+)
+def test_a_reader_that_stops_reading_is_no_error(program: str, unbuffered: str) -> None:
+    """Whether the pipe is found closed by the first line or by the last flush."""
     process = subprocess.run(
-        [sys.executable, "-c", "from llm2vec.cli import main; main()", "models"],
-        cwd=ROOT, stdout=_closed_pipe(), stderr=subprocess.PIPE, text=True, check=False,
+        [sys.executable, "-c", program], stdout=_closed_pipe(), stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": unbuffered}, check=False,
     )  # fmt: skip
-    assert process.returncode == 1 and process.stderr == ""
+    assert (process.returncode, process.stderr) == (1, "")
 
 
 def _closed_pipe() -> int:
