@@ -118,7 +118,7 @@ class Vectors:
         self.seconds = 0.0
         self._parts: list[Path] = []
         self._index = Index()
-        for part in sorted(self.folder.glob("part-*")):
+        for part in _inside(self.folder, "part-"):
             self._open(part)
 
     def get(self, pairs: Sequence[Pair], pooling: str) -> np.ndarray:
@@ -157,9 +157,10 @@ class Vectors:
         for part in self._parts:
             shutil.rmtree(part, ignore_errors=True)
         self._parts, self._index = [], Index()
-        for left in self.folder.glob(".tmp-*"):  # of jobs that were killed
-            if time.time() - left.stat().st_mtime > HOUR:
-                shutil.rmtree(left, ignore_errors=True)
+        for left in _inside(self.folder, ".tmp-"):  # of jobs that were killed
+            with suppress(FileNotFoundError):  # of a job that is at work and ready
+                if time.time() - left.stat().st_mtime > HOUR:
+                    shutil.rmtree(left, ignore_errors=True)
         with suppress(OSError):  # another job is at it
             self.folder.rmdir()
 
@@ -230,6 +231,9 @@ class Vectors:
                 values = np.load(file, mmap_mode="r", allow_pickle=False)
                 if values.shape != (len(keys), size):
                     raise ValueError("wrong shape")
+        except FileNotFoundError:  # another job, done with it, is deleting it
+            shutil.rmtree(part, ignore_errors=True)
+            return
         except (OSError, ValueError, EOFError) as error:
             print(f"dropping the damaged part {part.name} ({error})", file=sys.stderr)
             shutil.rmtree(part, ignore_errors=True)
@@ -239,6 +243,17 @@ class Vectors:
         self.seconds += cost["seconds"]
         self._parts.append(part)
         self._index.add(keys, len(self._parts) - 1)
+
+
+def _inside(folder: Path, prefix: str) -> list[Path]:
+    """What a folder holds under names with this prefix; nothing when another job removed it.
+
+    Not ``glob``: on Python 3.11 it fails when the folder goes between its check and its reading.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if path.name.startswith(prefix))
+    except FileNotFoundError:
+        return []
 
 
 def _parts(pairs: list[Pair], characters: int) -> list[list[Pair]]:

@@ -19,6 +19,7 @@ from llm2vec.registry import POOLINGS
 from llm2vec.vectors import Index, Vectors, VectorStoreError, key_of
 
 PAIRS = [("say:" if i % 2 else "", f"text number {i % 70}" + " long" * (i % 9)) for i in range(90)]
+ROUNDS = 6  # of each of the jobs at once
 
 
 @pytest.fixture(autouse=True)
@@ -153,35 +154,53 @@ def test_a_full_disk_is_named_and_leaves_nothing_half(
 
 
 # --------------------------------------------------------------------------- jobs at once
-def encode_everything(folder: Path, seed: int, results: Any) -> None:
-    """One of several processes; each asks in an order of its own and discards at the end."""
+def encode_everything(folder: Path, seed: int) -> bool:
+    """One of several processes; each asks in orders of its own and discards after each round."""
     module.PART_CHARACTERS = 300
-    store = make(folder)
-    order = np.random.default_rng(seed).permutation(len(PAIRS))
-    pairs = [PAIRS[i] for i in order]
+    rng = np.random.default_rng(seed)
     right = True
-    for pooling in POOLINGS:
-        for start in range(0, len(pairs), 30):
-            chunk = pairs[start : start + 30]
-            right &= np.array_equal(store.get(chunk, pooling), expected(chunk, pooling))
-    store.discard()
-    results.put(right)
+    for _ in range(ROUNDS):
+        store = make(folder)
+        pairs = [PAIRS[i] for i in rng.permutation(len(PAIRS))]
+        for pooling in POOLINGS:
+            for start in range(0, len(pairs), 30):
+                chunk = pairs[start : start + 30]
+                right &= np.array_equal(store.get(chunk, pooling), expected(chunk, pooling))
+        store.discard()
+    return right
 
 
 def test_several_processes_write_and_discard_at_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    jobs = [
-        context.Process(target=encode_everything, args=(tmp_path / "v", seed, results))
-        for seed in range(4)
-    ]
-    for job in jobs:
-        job.start()
-    outcomes = [results.get(timeout=120) for _ in jobs]
-    for job in jobs:
-        job.join()
-    assert outcomes == [True] * 4
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        arguments = [(tmp_path / "v", seed) for seed in range(4)]
+        assert pool.starmap(encode_everything, arguments, chunksize=1) == [True] * 4
     assert not (tmp_path / "v").exists() or files(tmp_path / "v") == []
+
+
+def test_a_folder_that_goes_while_it_is_read_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another job discards between the check that a folder is there and the reading of it."""
+    monkeypatch.setattr(Path, "is_dir", lambda _: True)
+    monkeypatch.setattr(Path, "exists", lambda _: True)
+    store = make(tmp_path / "gone")
+    store.discard()
+    assert store.tokens == 0
+
+
+def test_what_another_job_removes_meanwhile_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A temporary folder goes between the listing and its date, a part while it is deleted."""
+    make(tmp_path).get(PAIRS, "mean")
+    (sorted(tmp_path.glob("part-*"))[0] / "keys.npy").unlink()
+    listing = module._inside
+    monkeypatch.setattr(
+        module, "_inside", lambda f, prefix: [*listing(f, prefix), f / f"{prefix}gone"]
+    )
+    make(tmp_path).discard()
+    assert files(tmp_path) == []
+    assert capfd.readouterr().err == ""
 
 
 def test_another_jobs_part_is_taken_as_it_is(
