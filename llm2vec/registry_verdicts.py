@@ -46,6 +46,8 @@ RERUN_TOLERANCE: Mapping[str, float] = MappingProxyType(
     {"float32": 0.002, "bfloat16": 0.02, "bfloat16-mixed": 0.02, "float16": 0.01}
 )
 K_MEANS = 0.03  # v_measure: it may end in another optimum, whatever the dtype
+# Times that, what a record says beside its score may move: of ten parts, one may move alone.
+DETAILS = 10
 
 
 def rerun_tolerance(dtype: str, metric: str, n: int) -> float:

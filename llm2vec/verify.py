@@ -8,8 +8,9 @@ Integrity (:mod:`llm2vec.integrity`) is checked for every record. Those that are
 ones of at most ``--max-tokens`` tokens, are measured again by the function that the experiment's
 script calls, into a temporary folder. With the same package code, processor, number of threads,
 versions, dtype and device every number must come out bit for bit; elsewhere, or where the old
-record does not say, score and interval must be within the registry's tolerance. One line a record;
-exit code 1 for any difference. What cannot be measured here (data, weights or adapters not at
+record does not say, score and interval must be within the registry's tolerance, details (other
+metrics, layers) within some times that, and counts the same. One line a record; exit code 1 for any
+difference. What cannot be measured here (data, weights or adapters not at
 hand) is said.
 
 Not drawn: texts of one's own (``--triples``, ``--paragraphs``), and ablations that train. Features
@@ -36,7 +37,7 @@ from llm2vec.analyses import measure_layers, measure_leakage
 from llm2vec.errors import AdapterError, AssetError, DataError, LLM2VecError, SettingError
 from llm2vec.integrity import faults, source_of
 from llm2vec.registry_ablations import ABLATIONS
-from llm2vec.registry_verdicts import rerun_tolerance
+from llm2vec.registry_verdicts import DETAILS, rerun_tolerance
 from llm2vec.results import Record, read_record
 
 Status = Literal["equal", "close", "differs", "not run"]
@@ -188,12 +189,26 @@ def compare(record: Record, again: Record) -> Outcome:
         name, old, new = numbers[0]
         said = f"{record.score!r} as before, but {name} was {old!r} and is {new!r}"
     tolerance = rerun_tolerance(_dtype(record), record.metric, record.n)
-    pairs = zip((record.score, *(record.interval or ())), (again.score, *(again.interval or ())),
-                strict=False)  # fmt: skip
-    if origin and all(abs(new - old) <= tolerance for old, new in pairs):
+    wide = [
+        f"{name}: {old!r} -> {new!r}"
+        for name, old, new in numbers
+        if not _within(name, old, new, tolerance)
+    ]
+    if origin and not wide:
         return Outcome("close", f"{said}, within {tolerance:g}{told}")
-    allowed = f", more than {tolerance:g}" if origin else ""
+    allowed = f", more than {tolerance:g} ({wide[0]})" if origin else ""
     return Outcome("differs", f"{said}{allowed}{told}")
+
+
+def _within(name: str, old: Any, new: Any, tolerance: float) -> bool:
+    """Whether rounding explains a number: score and interval by the tolerance, details by more.
+
+    Details are other metrics, layers, single parts of a mean. Counts, labels, lengths never move.
+    """
+    if not (isinstance(old, float) and isinstance(new, float)):
+        return False
+    room = DETAILS if name.startswith("scores.") else 1
+    return abs(new - old) <= tolerance * room * max(1.0, abs(old))
 
 
 def _numbers(record: Record) -> dict[str, Any]:
@@ -236,6 +251,9 @@ def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any,
         for key in sorted(old.keys() | new.keys()):
             inner = (side.get(key, UNKNOWN) for side in (old, new))
             yield from _differences(*inner, f"{name}.{key}".lstrip("."))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for row, pair in enumerate(zip(old, new, strict=True)):
+            yield from _differences(*pair, f"{name}[{row}]")
     elif old != new:
         yield name, old, new
 

@@ -112,7 +112,7 @@ def test_an_altered_score_is_named_with_both_values(results: Path) -> None:
     ("changes", "name"),
     [
         ({"scores__gap": lambda x: x + 1e-7}, "scores.gap was "),
-        ({"interval": lambda x: [x[0], x[1] + 1e-6]}, "interval was "),
+        ({"interval": lambda x: [x[0], x[1] + 1e-6]}, "interval[1] was "),
         ({"n": 23}, "n was 23 and is 24"),
     ],
 )
@@ -131,13 +131,34 @@ def test_elsewhere_a_score_may_move_within_the_tolerance(results: Path) -> None:
     assert code == 0
     assert lines[0].startswith("close") and "(+0.001), within 0.0416667" in lines[0]
     assert "processor (Another 9000 -> " in lines[0] and "torch (1.0 -> " in lines[0]
-    for change in ({"score": score - 0.06}, {"interval": lambda x: [x[0] - 0.06, x[1]]}):
-        alter(path, score=score)
-        alter(path, **change)
-        code, lines = verified(results, "--only=echo")
-        assert code == 1
-        assert lines[0].startswith("differs") and "more than 0.0416667" in lines[0]
-        assert "torch (1.0 -> " in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"score": lambda x: x - 0.06}, "score: "),
+        ({"interval": lambda x: [x[0] - 0.06, x[1]]}, "interval[0]: "),
+        ({"scores__gap_interval": lambda x: x[:1]}, "scores.gap_interval: "),
+        ({"n": 23}, "n: 23 -> 24"),  # one item less is another measurement
+        ({"scores__cosine_positive": 0.0}, "scores.cosine_positive: 0.0 -> "),
+        ({"scores__ties": 7}, "scores.ties: 7 -> "),
+    ],
+)
+def test_what_no_rounding_explains_differs_elsewhere_too(
+    results: Path, change: dict[str, Any], named: str
+) -> None:
+    alter(place(results), provenance__versions__torch="1.0", **change)
+    code, lines = verified(results, "--only=echo")
+    assert code == 1
+    assert lines[0].startswith("differs") and "more than 0.04" in lines[0]
+    assert f" ({named}" in lines[0]
+    assert "torch (1.0 -> " in lines[0]
+
+
+def test_details_may_move_further_than_the_score(results: Path) -> None:
+    elsewhere = {"provenance__versions__torch": "1.0"}
+    alter(place(results), scores__cosine_positive=lambda x: x - 0.1, **elsewhere)
+    assert verified(results, "--only=echo")[0] == 0
 
 
 @pytest.mark.parametrize(
