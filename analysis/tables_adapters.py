@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,18 +15,17 @@ import pandas as pd
 from analysis.collect import Results
 from analysis.render import NOT_RUN, Origin, Table, number
 from analysis.tables import display_model, once
-from llm2vec.errors import RecordError
-from llm2vec.registry import MNTP, MODELS, VARIANTS, SimCSE, settings_dict
+from analysis.trainings import Note, adapter_notes
+from llm2vec.registry import MNTP, MODELS, SimCSE, settings_dict
 
-Note = Mapping[str, Any]
 Notes = Mapping[tuple[str, str], Note]  # by model and stage
 
 
 def training(results: Results) -> Table:
     """What the shipped adapters were trained on and how far that is from the paper's recipe."""
-    notes = dict(_notes(results.root))
-    header = ["Model", "Adapter", "Text", "Steps", "Tokens", "Final loss", "Masked accuracy",
-              "Departures from the paper's recipe"]  # fmt: skip
+    notes = dict(adapter_notes(results.root))
+    header = ["Model", "Adapter", "Text", "Steps", "Tokens", "Seconds", "Device", "Final loss",
+              "Masked accuracy", "Departures from the paper's recipe"]  # fmt: skip
     rows = [[display_model(model), stage, *_training_row(note)]
             for (model, stage), note in notes.items()]  # fmt: skip
     models = once([row[0] for row in rows])
@@ -35,40 +33,19 @@ def training(results: Results) -> Table:
     breaks = frozenset(i + 1 for i, (a, b) in enumerate(pairwise(notes)) if a[0] != b[0])
     return Table(
         "training", "The shipped adapters", header,
-        shown or [["not run", *[NOT_RUN] * (len(header) - 1)]], "llprrrlp",
+        shown or [["not run", *[NOT_RUN] * (len(header) - 1)]], "llprrrlrlp",
         _training_data(notes), _adapter_origin(notes), f"{len(notes)} adapters", breaks=breaks,
         notes=("Masked accuracy, times 100: before and after, on Wikitext's test split. "
                "Departures: the paper's value, then the one used here.",),
     )  # fmt: skip
 
 
-def _notes(root: Path) -> list[tuple[tuple[str, str], Note]]:
-    """Provenance by (model, stage), in the registry's order; a damaged file is named."""
-    found = []
-    for path in sorted((root / "adapters").glob("*/*/provenance.json")):
-        try:
-            note = json.loads(path.read_text(encoding="utf-8"))
-            _training_row(note)
-            _origin_row(note)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RecordError(
-                f"{path}: not the provenance of an adapter ({type(error).__name__}: {error}). "
-                "Train the adapter again, or remove its folder."
-            ) from error
-        found.append(((path.parts[-3], path.parts[-2]), note))
-    order = {name: index for index, name in enumerate(MODELS)}
-    stages = [variant.adapter for variant in VARIANTS.values()]
-    return sorted(found, key=lambda item: (
-        order.get(item[0][0], len(order)),
-        stages.index(item[0][1]) if item[0][1] in stages else len(stages), item[0],
-    ))  # fmt: skip
-
-
 def _training_row(note: Note) -> list[str]:
     text = "; ".join(f"{d['id']} ({d['source']}, {d['status']})" for d in note["data"])
     return [
-        text, f"{note['steps']:,}", f"{note['tokens']:,}", number(note["final_loss"], digits=3),
-        _accuracy_text(note), _departures_text(_departures(note)),
+        text, f"{note['steps']:,}", f"{note['tokens']:,}", f"{note['seconds']:,.0f}",
+        note["provenance"]["device"], number(note["final_loss"], digits=3),
+        _accuracy_text(note), _departures_text(departures(note)),
     ]  # fmt: skip
 
 
@@ -86,7 +63,7 @@ def _accuracy_text(note: Note) -> str:
     return f"{number(100 * before)} → {number(100 * after)}"
 
 
-def _departures(note: Note) -> dict[str, tuple[Any, Any]]:
+def departures(note: Note) -> dict[str, tuple[Any, Any]]:
     """Hyperparameters by name that are not the paper's: its value and the one used.
 
     A model of the paper has its own recipe in the registry; another one is held against the
@@ -117,13 +94,14 @@ def _plain(value: Any) -> str:
 def _training_data(notes: Notes) -> pd.DataFrame:
     rows = [
         (*names, *_training_row(note)[:1], note["steps"], note["tokens"], note.get("epochs"),
-         note["final_loss"], *_accuracies(note), json.dumps(_departures(note), sort_keys=True),
+         note["seconds"], note["provenance"]["device"], note["final_loss"], *_accuracies(note),
+         json.dumps(departures(note), sort_keys=True),
          note.get("adapter_sha256"), note["provenance"]["commit"])
         for names, note in notes.items()
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=[
-        "model", "adapter", "text", "steps", "tokens", "epochs", "final_loss", "accuracy_before",
-        "accuracy_after", "departures", "sha256", "commit",
+        "model", "adapter", "text", "steps", "tokens", "epochs", "seconds", "device",
+        "final_loss", "accuracy_before", "accuracy_after", "departures", "sha256", "commit",
     ])  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Tables beside the scores: the harness proof, the analyses, departures from the paper, cost."""
+"""Tables beside the scores: the harness proof, the analyses, departures from the paper."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.collect import AXES, Results, number_in, pass_of
+from analysis.collect import AXES, Results, number_in
 from analysis.paper import read_numbers, verdict_of_harness
 from analysis.render import NOT_RUN, Origin, Table, number
 from analysis.tables import (
@@ -254,57 +254,4 @@ def departures(results: Results) -> Table:
         "departures", "Runs that depart from the paper's setting",
         header, shown or [["none", *[NOT_RUN] * 7]], "lllllrrr", frame, Origin.of(rows),
         f"{rows['task'].nunique()} tasks", notes=("Scores times 100.",),
-    )  # fmt: skip
-
-
-# --------------------------------------------------------------------------- cost
-def _costs(results: Results) -> pd.DataFrame:
-    """One row per forward pass: experiment, model, variant, device, tokens, padding, seconds.
-
-    Poolings that share a forward pass repeat its cost: the largest is counted. So do the word
-    tasks of a variant, whose features are computed once: each counts its probe only, and the
-    features count as a run of their own.
-    """
-    rows = []
-    for record in results.records:
-        spent = {name: float(record.cost.get(name, 0)) for name in
-                 ("tokens", "padding_tokens", "seconds", "feature_seconds")}  # fmt: skip
-        axes = (record.experiment, record.model, record.variant, record.provenance["device"])
-        if spent["feature_seconds"]:
-            probe = spent["seconds"] - spent["feature_seconds"]
-            rows.append((*axes, pass_of(record), 0.0, 0.0, probe))
-            rows.append((*axes, "features", spent["tokens"], spent["padding_tokens"],
-                         spent["feature_seconds"]))  # fmt: skip
-        else:
-            rows.append((*axes, pass_of(record), spent["tokens"], spent["padding_tokens"],
-                         spent["seconds"]))  # fmt: skip
-    columns = ["experiment", "model", "variant", "device", "run", "tokens", "padding", "seconds"]
-    frame = pd.DataFrame(rows, columns=columns)
-    return frame.groupby(columns[:5], as_index=False, sort=False).max()
-
-
-def cost(results: Results) -> Table:
-    """Tokens and seconds per experiment, model and variant, to plan a larger run by."""
-    axes = ["experiment", "model", "variant", "device"]
-    frame = _costs(results).groupby(axes, as_index=False).agg(
-        runs=("run", "size"), tokens=("tokens", "sum"), padding=("padding", "sum"),
-        seconds=("seconds", "sum"),
-    )  # fmt: skip
-    frame["tokens_per_second"] = frame["tokens"] / frame["seconds"].where(frame["seconds"] > 0)
-    rows = [
-        [display_model(r.model), display_variant(r.variant), r.device, str(r.runs),
-         f"{r.tokens:,.0f}", f"{100 * r.padding / max(r.tokens + r.padding, 1):.0f} %",
-         f"{r.seconds:,.0f}", f"{r.tokens_per_second:,.0f}"]
-        for r in frame.itertuples()
-    ]  # fmt: skip
-    experiments = list(frame["experiment"])
-    header = ["Experiment", "Model", "Variant", "Device", "Runs", "Tokens", "Padding", "Seconds",
-              "Tokens/s"]  # fmt: skip
-    shown = [[e, *row] for e, row in zip(once(experiments), rows, strict=True)]
-    return Table(
-        "cost", "Cost of what was measured here", header,
-        shown or [["not run", *[NOT_RUN] * 8]], "llllrrrrr", frame, Origin.of(results.scores),
-        f"{int(frame['runs'].sum())} runs", breaks=block_breaks(experiments),
-        notes=("Tokens went through the model, padding apart. What several scores share (poolings "
-               "of one pass, features of the word tasks) is counted once.",),
     )  # fmt: skip

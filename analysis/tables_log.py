@@ -12,6 +12,7 @@ import pandas as pd
 
 from analysis.collect import Results, cost_of_run, pass_of
 from analysis.render import NOT_RUN, Origin, Table
+from analysis.trainings import trainings
 
 COLUMNS = ["date", "commit", "experiment", "model", "variant", "machine", "command", "records",
            "seconds"]  # fmt: skip
@@ -26,7 +27,7 @@ def machine_of(provenance: dict[str, Any]) -> str:
 
 
 def runs_of(results: Results) -> pd.DataFrame:
-    """One row per command and commit; what several records share is counted once."""
+    """One row per command and commit, trainings included; what records share counts once."""
     rows = []
     for record in results.records:
         origin = record.provenance
@@ -37,11 +38,20 @@ def runs_of(results: Results) -> pd.DataFrame:
                 pass_of(record), *cost_of_run(record),
             )
         )  # fmt: skip
-    columns = [*COLUMNS[:7], "task", "own", "shared"]
+    rows = [(*row[:-2], 1, *row[-2:]) for row in rows]
+    rows += [
+        (
+            t.origin["started"][:10], t.origin["commit"][:9],
+            "training" if t.adapter else "ablations", t.model, t.variant, machine_of(t.origin),
+            t.origin["command"], f"training of {t.name}", 0, t.seconds, 0.0,
+        )
+        for t in trainings(results)
+    ]  # fmt: skip
+    columns = [*COLUMNS[:7], "task", "records", "own", "shared"]
     frame = pd.DataFrame(rows, columns=columns)
     axes = COLUMNS[:7]
     tasks = frame.groupby([*axes, "task"], as_index=False, sort=False).agg(
-        records=("task", "size"), own=("own", "max"), shared=("shared", "max")
+        records=("records", "sum"), own=("own", "max"), shared=("shared", "max")
     )
     runs = tasks.groupby(axes, as_index=False, sort=False).agg(
         records=("records", "sum"), own=("own", "sum"), shared=("shared", "max")
@@ -54,12 +64,19 @@ def log(results: Results) -> Table:
     """Every command that left records, in the order of time."""
     frame = runs_of(results)
     shown = [
-        [r.date, r.commit, r.command, r.machine, f"{r.seconds / 60:.0f} min", str(r.records)]
+        [
+            r.date,
+            r.commit,
+            r.command,
+            r.machine,
+            f"{r.seconds / 60:.0f} min",
+            str(r.records) if r.records else "an adapter",
+        ]
         for r in frame.itertuples()
     ]
     header = ["Date", "Commit", "Command", "Machine", "Duration", "Records"]
     return Table(
         "log", "What was run", header, shown or [["not run", *[NOT_RUN] * 5]], "llllrr", frame,
         Origin.of(results.scores), f"{len(results.records)} records",
-        notes=("Duration: seconds of the records themselves, loading apart.",),
+        notes=("Duration: of the measurements and of what was trained for them, loading apart.",),
     )  # fmt: skip

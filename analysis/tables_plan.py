@@ -18,14 +18,23 @@ from analysis.collect import Results, mark_of
 from analysis.paper import printed
 from analysis.render import NOT_RUN, Origin, Table, number
 from analysis.tables import block_breaks, display_model, display_pooling, once
+from analysis.tables_adapters import departures
 from analysis.tables_own import short_task
+from analysis.trainings import adapter_notes
 from llm2vec import estimates
 from llm2vec.costs import BIG, Costs
 from llm2vec.errors import RecordError
 from llm2vec.paths import results_dir
-from llm2vec.registry import MODELS, POOLINGS, SUITES, TASKS, VARIANTS, WORD_TASKS, Model
+from llm2vec.registry import MODELS, SUITES, TASKS, VARIANTS, WORD_TASKS, Model
 from llm2vec.registry_ablations import ABLATIONS
-from llm2vec.registry_grid import LAYERS, LEAKAGE, WORDS, full_pooling, paper_variants
+from llm2vec.registry_grid import (
+    LAYERS,
+    LEAKAGE,
+    WORDS,
+    full_pooling,
+    grid_poolings,
+    paper_variants,
+)
 from llm2vec.registry_sink import CONTROL, INSTRUCTED, PAIRS, PLAIN, VARIANTS_ASKED
 from llm2vec.results import NONE
 
@@ -47,6 +56,7 @@ _COMMANDS: Mapping[str, str] = {
 SMALL = "smollm2-135m"  # of the small experiments that are not the paper's
 HUB, GPU, TIME = "needs weights from the hub", "a GPU", "time"
 GPUS = 8  # of the paper's Table 6
+LENGTH = ("steps", "batch_size")  # what a short training has less of
 Place = tuple[str, str]  # variant, pooling
 
 
@@ -66,10 +76,9 @@ def places(part: str, model: Model) -> list[Place]:
     """(variant, pooling) of every record that a task has in a part."""
     found = []
     for variant in paper_variants(part, model):
-        poolings: Sequence[str] = POOLINGS if part in ("subset", "offline") else (NONE,)
-        poolings = (full_pooling(variant),) if part == "full" else poolings
-        own = VARIANTS[variant].attention == "own"
-        found += [(variant, pooling) for pooling in ((NONE,) if own else poolings)]
+        pooled = part in SUITES and VARIANTS[variant].attention != "own"
+        poolings = grid_poolings(part, variant) if pooled else (NONE,)
+        found += [(variant, pooling) for pooling in poolings]
     return found
 
 
@@ -209,7 +218,7 @@ def not_run(results: Results) -> Table:
             str(sum(len(line.gaps) for line in alike)), reason, _command(models, reason, alone),
         ])  # fmt: skip
     data = [(g.part, g.model, *g.place, g.task, line.reason) for line in lines for g in line.gaps]
-    for row, absent in _small(results):
+    for row, absent in (*_small(results), *_trainings(results)):
         rows.append(row)
         data += absent
     parts = [row[0] for row in rows]
@@ -274,8 +283,11 @@ class _Hours:
 def _small(results: Results) -> Iterator[tuple[list[str], list[tuple]]]:
     """Lines of this project's own small experiments, and their missing records."""
     scores = results.scores[results.scores["model"] == SMALL]
-    there = set(zip(scores["experiment"], scores["variant"], scores["task"], scores["setting"],
+    settings = scores["setting"].astype(object).where(scores["setting"].notna(), None)
+    there = set(zip(scores["experiment"], scores["variant"], scores["task"], settings,
                     strict=True))  # fmt: skip
+    mini = {variant: [(variant, f"mini-{task}", None) for task in WORD_TASKS]
+            for variant in paper_variants(WORDS, MODELS[SMALL])}  # fmt: skip
     wanted = {group: [(run.variant, m.task, run.name) for run in runs for m in run.measured]
               for group, runs in ABLATIONS.items()}  # fmt: skip
     pairs = [(PAIRS.task, left.setting) for left in (*PLAIN, *INSTRUCTED, *CONTROL)]
@@ -285,16 +297,39 @@ def _small(results: Results) -> Iterator[tuple[list[str], list[tuple]]]:
         ("ablations", "Ablations", wanted, "python experiments/08_ablations.py --group GROUP"),
         ("attention_sink", "Attention sink", sink,
          f"python experiments/09_attention_sink.py --model {SMALL} --variant VARIANT"),
+        ("word_probing", "Word-level demonstration", mini,
+         f"python experiments/03_word_probing.py --model {SMALL} --variant VARIANT --data mini"),
     ):  # fmt: skip
         absent = {part: [place for place in places if (experiment, *place) not in there]
                   for part, places in parts.items()}  # fmt: skip
         counts = [f"{part} ({len(lacking)} of {len(parts[part])})"
                   for part, lacking in absent.items() if lacking]  # fmt: skip
-        flat = [(experiment, SMALL, variant, NONE, f"{task}@{setting}", TIME)
+        flat = [(experiment, SMALL, variant, NONE, f"{task}@{setting}" if setting else task, TIME)
                 for lacking in absent.values() for variant, task, setting in lacking]  # fmt: skip
         if flat:
             said = [name, display_model(SMALL), ", ".join(counts), str(len(flat)), TIME, command]
             yield said, flat
+
+
+def _trainings(results: Results) -> Iterator[tuple[list[str], list[tuple]]]:
+    """Lines of adapters that saw fewer steps or smaller batches than the paper's."""
+    alike: dict[tuple[str, str, tuple[tuple[str, int], ...]], list[str]] = {}
+    for (model, stage), note in adapter_notes(results.root):
+        lacking = tuple((name, theirs) for name, (theirs, here) in departures(note).items()
+                        if name in LENGTH and here < theirs)  # fmt: skip
+        if lacking:
+            how = "01_train_mntp.py" if stage == "mntp" else "02_train_simcse.py"
+            alike.setdefault((model, how, lacking), []).append(stage)
+    for (model, how, lacking), stages in alike.items():
+        size = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in lacking)
+        options = (f" --{name.replace('_', '-')} {value}" for name, value in lacking)
+        variant = " --variant VARIANT" if how.startswith("02") else ""
+        command = f"python experiments/{how} --model {model}{variant}"
+        yield (
+            ["Training at full length", display_model(model), f"{', '.join(stages)}: {size}",
+             str(len(stages)), GPU, command + "".join(options)],
+            [("training", model, stage, NONE, size, GPU) for stage in stages],
+        )  # fmt: skip
 
 
 # --------------------------------------------------------------------------- larger models

@@ -35,7 +35,7 @@ from llm2vec.registry import (
     get_variant,
     variants_of,
 )
-from llm2vec.registry_grid import LAYERS, LEAKAGE, WORDS, full_pooling, paper_variants
+from llm2vec.registry_grid import LAYERS, LEAKAGE, WORDS, grid_poolings, paper_variants
 
 ALL = "all"
 # Goals of the command line: parts of the grid, of which the names of suites are some.
@@ -145,8 +145,9 @@ class Cell:
     def _suite(self) -> evaluation.Run:
         own = self.variant.attention == "own"
         pooling = None if own else self.selection.pooling
-        if self.part == "full" and not own:
-            pooling = pooling or full_pooling(self.variant.name)
+        shown = () if own else grid_poolings(self.part, self.variant.name)
+        if len(shown) == 1:
+            pooling = pooling or shown[0]
         return evaluation.plan(
             self.model.name, self.variant.name, self.part, self.selection.results,
             pooling=pooling, adapters=self.selection.adapters,

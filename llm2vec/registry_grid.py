@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from llm2vec.registry import VARIANTS, Model
+from llm2vec.registry import POOLINGS, VARIANTS, Model
 
 WORDS, LEAKAGE, LAYERS = "words", "leakage", "layers"
-_TABLE_5 = ("uni", "bi", "bi-mntp", "uni-simcse", "bi-simcse", "bi-mntp-simcse", "encoder")
+# Table 5, with the baselines of Table 1 beside it.
+_TABLE_5 = ("uni", "bi", "bi-mntp", "uni-simcse", "bi-simcse", "bi-mntp-simcse", "echo", "encoder")
 # Table 4; Tables 1 and 2; Figures 4 and 7, with Echo beside them; Figure 5. Other suites: Table 5.
 _PAPER: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -38,3 +39,13 @@ def paper_variants(part: str, model: Model) -> tuple[str, ...]:
 def full_pooling(variant: str) -> str:
     """The one pooling that the paper's full table shows for a variant (Tables 1 and 11)."""
     return "weighted_mean" if variant == "uni" else "mean"
+
+
+def grid_poolings(part: str, variant: str) -> tuple[str, ...]:
+    """Poolings of a decoder's variant on a suite: Table 5's three, or the one of Tables 1 and 11.
+
+    Echo is no part of Table 5: on MTEB it has the pooling of the full table, everywhere.
+    """
+    if part == "full" or (variant == "echo" and part != "offline"):
+        return (full_pooling(variant),)
+    return POOLINGS

@@ -95,6 +95,9 @@ class StageTrainer(Trainer):
         stream = Stream(samples, settings.steps * settings.batch_size, settings.seed)
         super().__init__(stage, arguments, data_collator=collate, train_dataset=stream)
         self.pop_callback(PrinterCallback)
+        self.origin = capture_provenance(  # now: what it says of time is when training began
+            str(self.args.device), options.dtype, str(stage.backbone.config._attn_implementation)
+        )
 
     # ----------------------------------------------------------------- order and schedule
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
@@ -300,10 +303,7 @@ def save_adapter(
         "processes": trainer.args.world_size,
         "adapter_sha256": sha256_file(folder / ADAPTER_WEIGHTS),
         "settings": run.settings,
-        "provenance": capture_provenance(
-            str(trainer.args.device), trainer.options.dtype,
-            str(stage.backbone.config._attn_implementation),
-        ).as_dict(),
+        "provenance": trainer.origin.as_dict(),
     }  # fmt: skip
     write_atomic(folder / "provenance.json", json.dumps(values, indent=1, sort_keys=True) + "\n")
 

@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from latex_check import check_latex
 
-from analysis import render, tables, tables_checks, tables_log, tables_own, tables_sink
+from analysis import (
+    render,
+    tables,
+    tables_checks,
+    tables_cost,
+    tables_log,
+    tables_own,
+    tables_sink,
+)
 from analysis.build import TABLES, make_table
 from analysis.collect import Results, load_results
 from analysis.means import mean_of
@@ -305,7 +313,7 @@ def test_a_sink_that_was_not_measured_whole_is_marked(tmp_path: Path) -> None:
 def test_cost_of_the_sink_is_that_of_its_passes(tmp_path: Path) -> None:
     made.add_sink(tmp_path, "smollm2-135m")
     results = load_results(tmp_path)
-    data = tables_checks.cost(results).data
+    data = tables_cost.cost(results).data
     assert data[["runs", "tokens", "seconds"]].to_numpy().tolist() == [[3, 1500, 40]]
     assert tables_log.runs_of(results)[["records", "seconds"]].to_numpy().tolist() == [[11, 40]]
 
@@ -317,7 +325,7 @@ def test_cost_counts_what_is_shared_once(tmp_path: Path) -> None:
     for task in ("ner", "pos"):
         made.add(tmp_path, "word_probing", "smollm2-135m", "bi", NONE, task, 0.5,
                  cost={"seconds": 30.0, "feature_seconds": 25.0, "tokens": 500})  # fmt: skip
-    data = tables_checks.cost(load_results(tmp_path)).data.set_index("experiment")
+    data = tables_cost.cost(load_results(tmp_path)).data.set_index("experiment")
     assert list(data.loc["mteb_subset", ["tokens", "seconds", "runs"]]) == [100, 12, 1]
     assert list(data.loc["word_probing", ["tokens", "seconds", "runs"]]) == [500, 35, 3]
 

@@ -8,7 +8,15 @@ import pytest
 import synthetic_records as made
 from latex_check import check_latex
 
-from analysis import render, tables_ablations, tables_adapters, tables_checks
+from analysis import (
+    render,
+    tables_ablations,
+    tables_adapters,
+    tables_checks,
+    tables_cost,
+    tables_log,
+    tables_plan,
+)
 from analysis.collect import Results, load_results
 from analysis.render import Cell, Table
 from llm2vec.errors import RecordError
@@ -107,7 +115,7 @@ def add_adapter(root: Path, stage: str, **changes: Any) -> Path:
     note = {
         "hyperparameters": settings_dict(used),
         "data": [{"id": "wiki-sentences", "revision": "m", "source": "mirror", "status": "x"}],
-        "steps": 1000, "epochs": 0.5, "tokens": 2_048_000, "final_loss": 3.14159,
+        "steps": 1000, "epochs": 0.5, "tokens": 2_048_000, "final_loss": 3.14159, "seconds": 1234.5,
         "model": MODEL, "stage": stage, "adapter_sha256": "ab", "provenance": made.PROVENANCE,
     } | changes  # fmt: skip
     file = root / "adapters" / MODEL / stage / "provenance.json"
@@ -123,17 +131,54 @@ def test_adapters_show_text_size_loss_accuracy_and_departures(tmp_path: Path) ->
     table = tables_adapters.training(load_results(tmp_path))
     mntp, simcse = texts(table)  # in the order of the recipe
     assert mntp == [
-        "SmolLM2-135M", "mntp", "wiki-sentences (mirror, x)", "1,000", "2,048,000", "3.142",
-        "9.12 → 40.00", "learning rate 5e-05 → 0.001",
+        "SmolLM2-135M", "mntp", "wiki-sentences (mirror, x)", "1,000", "2,048,000", "1,234",
+        "cpu", "3.142", "9.12 → 40.00", "learning rate 5e-05 → 0.001",
     ]  # fmt: skip
     assert simcse[1] == "mntp-simcse" and simcse[-2:] == ["", "none"]
     assert table.data["accuracy_after"].tolist()[0] == 0.4
     assert table.origin.commits == (made.PROVENANCE["commit"][:10],)
 
 
+def test_a_training_shorter_than_the_papers_is_among_what_was_not_run(tmp_path: Path) -> None:
+    (tmp_path / "mirror.csv").write_text("task,status\n")
+    short = settings_dict(SimCSE(steps=100, batch_size=32))
+    for stage, changes in (("uni-simcse", {"hyperparameters": short}), ("mntp-simcse", {})):
+        add_adapter(tmp_path, stage, **changes)
+    table = tables_plan.not_run(load_results(tmp_path))
+    (row,) = (row for row in texts(table) if row[0] == "Training at full length")
+    assert row[1:5] == [
+        "SmolLM2-135M", "uni-simcse: steps 1,000, batch size 128", "1", "a GPU",
+    ]  # fmt: skip
+    assert row[5].endswith("--variant VARIANT --steps 1000 --batch-size 128")
+
+
 def test_accuracy_that_could_not_be_measured_is_marked(tmp_path: Path) -> None:
     add_adapter(tmp_path, "mntp", masked_accuracy={"not measured": "no Wikitext"})
-    assert texts(tables_adapters.training(load_results(tmp_path)))[0][6] == "–"
+    assert texts(tables_adapters.training(load_results(tmp_path)))[0][8] == "–"
+
+
+def test_trainings_count_once_beside_what_was_measured(tmp_path: Path) -> None:
+    """Two records of one adapter, a third that used it again, and the shipped adapter's own."""
+    add_adapter(tmp_path, "mntp")
+    spent = {"tokens": 700, "seconds": 90.0, "final_loss": 0.25}
+    for setting, task, day in (
+        ("simcse-padding-false-42", "STSBenchmark", 2), ("simcse-padding-false-42", "SICK-R", 3),
+        ("simcse-dropout-0.3-42", "SICK-R", 4),
+    ):  # fmt: skip
+        made.add(tmp_path, "ablations", MODEL, "bi-simcse", "mean", task, 0.5, setting=setting,
+                 scores={"training": spent}, cost={"seconds": 10.0, "tokens": 100},
+                 provenance=made.PROVENANCE | {"started": f"2026-01-0{day}T00:00:00+00:00",
+                                               "command": setting})  # fmt: skip
+    results = load_results(tmp_path)
+    cost = tables_cost.cost(results).data.set_index(["experiment", "variant"])
+    assert list(cost.loc[("training", "bi-mntp"), ["tokens", "seconds"]]) == [2_048_000, 1234.5]
+    assert list(cost.loc[("training", "bi-simcse"), ["tokens", "seconds"]]) == [700, 90]
+    assert cost.loc[("ablations", "bi-simcse"), "seconds"] == 30
+    runs = tables_log.runs_of(results)
+    per = runs.groupby("command")[["records", "seconds"]].sum()
+    assert list(per.loc["simcse-padding-false-42"]) == [2, 110]
+    assert list(per.loc["simcse-dropout-0.3-42"]) == [1, 10]
+    assert runs["seconds"].sum() == 1234.5 + 90 + 30
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"data": [], "steps": "x"}'])

@@ -157,7 +157,7 @@ def test_without_training_only_what_is_at_hand_runs(tmp_path: Path, no_adapters:
     found = names(grid.expand(selection(tmp_path, train=False)))
     assert found == [
         "offline.minilm-l6.encoder", "offline.smollm2-135m.uni", "offline.smollm2-135m.bi",
-        "offline.smollm2-135m.uni-simcse",
+        "offline.smollm2-135m.uni-simcse", "offline.smollm2-135m.echo",
     ]  # fmt: skip
     with pytest.raises(AdapterError, match=r"01_train_mntp\.py --model smollm2-135m"):
         grid.expand(selection(tmp_path, train=False, variant="bi-mntp"))
@@ -187,7 +187,7 @@ def test_published_adapters_are_never_trained_nor_fetched_to_plan(
     monkeypatch.chdir(tmp_path)
     found = grid.expand(selection(tmp_path, "subset", models=("mistral-7b",), adapters="published"))
     variants = [job.name.rpartition(".")[2] for job in found]
-    assert variants == ["uni", "bi", "bi-mntp", "bi-mntp-simcse"]
+    assert variants == ["uni", "bi", "bi-mntp", "bi-mntp-simcse", "echo"]
     assert all("--adapters=published" in job.command and not job.needs for job in found)
     assert asked and all(asked)
 
@@ -264,6 +264,12 @@ def test_the_full_table_has_one_pooling_each(tmp_path: Path) -> None:
     }
     assert poolings["uni"] == {"weighted_mean"}
     assert poolings["bi-mntp-simcse"] == poolings["echo"] == {"mean"}
+
+
+def test_echo_has_the_full_tables_pooling_on_mteb_and_all_on_the_own_suite(tmp_path: Path) -> None:
+    for part, expected in (("subset", {"mean"}), ("offline", set(POOLINGS))):
+        (job,) = grid.expand(selection(tmp_path, part, variant="echo"))
+        assert {path.parent.name for path in job.products} == expected
 
 
 def test_one_pooling_is_asked_for_as_the_script_has_it(tmp_path: Path) -> None:

@@ -200,6 +200,23 @@ def test_run_leaves_adapter_provenance_and_metrics(
     assert not list(out.rglob("*.pt*")) and not list(out.rglob("*.bin"))
 
 
+def test_the_provenance_is_taken_before_the_first_step(
+    tiny_llama_dir: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter's ``started`` was the moment it was finished."""
+    steps: list[int] = []
+    capture = training.capture_provenance
+
+    def captured(*args: Any) -> Any:
+        metrics = tmp_path / "out" / "metrics.jsonl"
+        steps.append(len(metrics.read_text().splitlines()) if metrics.exists() else 0)
+        return capture(*args)
+
+    monkeypatch.setattr(training, "capture_provenance", captured)
+    run("mntp", tiny_llama_dir, text, tmp_path / "out")
+    assert steps == [0] and len(lines(tmp_path / "out")) == 6
+
+
 def test_learning_rate_follows_the_horizon_not_the_steps(
     tiny_llama_dir: Path, text: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,91 @@
+"""The trainings behind the results: those of the shipped adapters and of the ablations, each once.
+
+An adapter says in ``adapters/{model}/{stage}/provenance.json`` what it was trained on and how long;
+a record of an ablation says it of the adapter that it measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.collect import Results
+from llm2vec.errors import RecordError
+from llm2vec.registry import MODELS, VARIANTS
+
+Note = Mapping[str, Any]
+# What a note is read for; a file without one of these is damaged.
+_NEEDED = ("model", "stage", "data", "steps", "tokens", "seconds", "final_loss", "hyperparameters")
+_ORIGIN = ("commit", "dirty", "started", "command", "device")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: ``name`` is the adapter's or the ablation's, ``origin`` the provenance."""
+
+    model: str
+    variant: str
+    name: str
+    tokens: float
+    seconds: float
+    adapter: bool
+    origin: Note
+
+    @property
+    def device(self) -> str:
+        return str(self.origin["device"])
+
+
+def trainings(results: Results) -> Iterator[Training]:
+    """Every training, the adapters' first. One that several records share is its first record's."""
+    for (model, stage), note in adapter_notes(results.root):
+        variant = next((v.name for v in VARIANTS.values() if v.adapter == stage), stage)
+        yield Training(
+            model, variant, stage, note["tokens"], note["seconds"], True, note["provenance"]
+        )
+    seen = set()
+    of_ablations = [r for r in results.records if r.scores.get("training")]
+    for record in sorted(of_ablations, key=lambda r: str(r.provenance["started"])):
+        spent = record.scores["training"]
+        same = (record.model, record.variant, spent["tokens"], spent["seconds"],
+                spent["final_loss"])  # fmt: skip
+        if same not in seen:
+            seen.add(same)
+            yield Training(
+                record.model, record.variant, str(record.setting), spent["tokens"],
+                spent["seconds"], False, record.provenance,
+            )  # fmt: skip
+
+
+def adapter_notes(root: Path) -> list[tuple[tuple[str, str], Note]]:
+    """Provenance by (model, stage), in the registry's order; a damaged file is named."""
+    found = []
+    for path in sorted((root / "adapters").glob("*/*/provenance.json")):
+        try:
+            note = json.loads(path.read_text(encoding="utf-8"))
+            _check(note)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RecordError(
+                f"{path}: not the provenance of an adapter ({type(error).__name__}: {error}). "
+                "Train the adapter again, or remove its folder."
+            ) from error
+        found.append(((path.parts[-3], path.parts[-2]), note))
+    order = {name: index for index, name in enumerate(MODELS)}
+    stages = [variant.adapter for variant in VARIANTS.values()]
+    return sorted(found, key=lambda item: (
+        order.get(item[0][0], len(order)),
+        stages.index(item[0][1]) if item[0][1] in stages else len(stages), item[0],
+    ))  # fmt: skip
+
+
+def _check(note: Note) -> None:
+    """Raises where something is missing or of another kind."""
+    for name in _NEEDED:
+        note[name]
+    for name in _ORIGIN:
+        note["provenance"][name]
+    f"{note['steps']:,}{note['tokens']:,}{note['seconds']:,.0f}{note['final_loss']:.3f}"
+    [(d["id"], d["source"], d["status"]) for d in note["data"]]
