@@ -84,6 +84,7 @@ TABLES: Mapping[str, Callable[[Results], Table]] = {
     "performance_startup": tables_performance.startup,
     "performance_grid": tables_performance.grid,
     "performance_gpu": tables_performance.gpu,
+    "performance_retrieval": tables_performance.retrieval,
     "claims": tables_claims.claims_table,
     "claims_numbers": tables_claims.claims_numbers,
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import tables_gpu
+from analysis import tables_gpu, tables_retrieval
 from analysis.collect import Results
 from analysis.render import NOT_RUN, Origin, Table, number
 from analysis.tables import once
@@ -327,6 +327,12 @@ def gpu_of(values: Values | None) -> Table:
     return _table("performance_gpu", "One GPU", tables_gpu.COLUMNS, values, tables_gpu.rows_of)
 
 
+def retrieval_of(values: Values | None) -> Table:
+    """Peak memory of a search over the size of its corpus."""
+    return _table("performance_retrieval", "Searching a large corpus", tables_retrieval.COLUMNS,
+                  values, tables_retrieval.rows_of)  # fmt: skip
+
+
 # --------------------------------------------------------------------------- by name
 _OF: Mapping[str, Sequence[Callable[[Values | None], Table]]] = {
     "encode": (encoding_of,),
@@ -337,6 +343,7 @@ _OF: Mapping[str, Sequence[Callable[[Values | None], Table]]] = {
     "scale": (scale_of, startup_of),
     "grid_cost": (grid_of,),
     "gpu": (gpu_of,),
+    "retrieval_memory": (retrieval_of,),
 }
 
 
@@ -379,3 +386,7 @@ def grid(results: Results) -> Table:
 
 def gpu(results: Results) -> Table:
     return gpu_of(read(results, "gpu"))
+
+
+def retrieval(results: Results) -> Table:
+    return retrieval_of(read(results, "retrieval_memory"))

@@ -1,12 +1,13 @@
 """Memory of retrieval against the size of the corpus: flat, apart from what is put out.
 
-    python benchmarks/retrieval_memory.py                                # 10,000 to 200,000
-    python benchmarks/retrieval_memory.py --sizes 10000 --sizes 1000000 --output build/memory.json
+    python -m benchmarks.retrieval_memory                                # 10,000 to 200,000
+    python -m benchmarks.retrieval_memory --sizes 10000 --sizes 1000000 --output build/bench
 
 Synthetic passages of random words go the whole way of a real task: a mirror's parquet files, our
 encoder (a tiny random Llama), vectors on disk, mteb's chunked search, scores. Each size runs in a
 process of its own, whose peak resident memory is what the system counted. Stated beside it is what
-grows with the corpus in any case: its texts in memory, and the vectors on disk (the output).
+grows with the corpus in any case: its texts in memory, and the vectors on disk (the output), which
+are as long as real ones: were they all held, the peak would show it.
 """
 
 import json
@@ -23,17 +24,15 @@ import numpy as np
 import pandas as pd
 import typer
 
+from benchmarks.report import RESULTS, Report
 from llm2vec.console import run
 from llm2vec.paths import ROOT
-from llm2vec.provenance import capture_provenance
 from llm2vec.registry import get_model, get_task, get_variant
-from llm2vec.results import write_atomic
 
 TASK = "SciFact"  # only its name and layout: a retrieval task as any
 WORDS, LENGTH, QUERIES = 2000, 12, 100
 HIDDEN = 512  # of the size of real vectors: held in memory, those of 200,000 passages are 410 MB
 SIZES = (10_000, 50_000, 200_000)
-MEGABYTE = 1e6
 
 
 # --------------------------------------------------------------------------- the corpus
@@ -122,7 +121,8 @@ def in_a_process(size: int) -> dict[str, float]:
         root = Path(temporary)
         texts = write_corpus(root / "mirror", size)
         done = subprocess.run(
-            [sys.executable, __file__, "--measure", str(root / "vectors")],
+            [sys.executable, "-m", "benchmarks.retrieval_memory", "--measure",
+             str(root / "vectors")],
             env=dict(os.environ, LLM2VEC_DATA=str(root / "mirror"), OMP_NUM_THREADS="1"),
             cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -132,31 +132,20 @@ def in_a_process(size: int) -> dict[str, float]:
 # --------------------------------------------------------------------------- command line
 def main(
     sizes: Annotated[list[int] | None, typer.Option(help="Passages; may be repeated.")] = None,
-    output: Annotated[Path, typer.Option(help="JSON to write.")] = (
-        ROOT / "benchmarks" / "results" / "retrieval_memory.json"
-    ),
+    output: Annotated[Path, typer.Option(help="Folder of the JSON file.")] = RESULTS,
     measure_here: Annotated[Path | None, typer.Option("--measure", hidden=True)] = None,
 ) -> None:
     """Measure each size and write the table with its provenance."""
     if measure_here is not None:
         print(json.dumps(measure(measure_here)))
         return
+    chosen = sorted(sizes or SIZES)
+    report = Report("retrieval_memory", {"sizes": chosen, "hidden_size": HIDDEN}, chosen)
     rows = []
-    print(f"{'passages':>9} {'peak MB':>8} {'texts MB':>9} {'vectors MB':>11} {'seconds':>8}")
-    for size in sizes or SIZES:
-        row = in_a_process(size)
-        rows.append(row)
-        texts, peak, disk = (row[name] / MEGABYTE for name in ("texts", "peak", "vectors"))
-        print(f"{size:>9,} {peak:>8.0f} {texts:>9.1f} {disk:>11.1f} {row['seconds']:>8.1f}")
-    origin = capture_provenance("cpu", "float32", "sdpa").as_dict()
-    made = {
-        "benchmark": "retrieval_memory",
-        "rows": rows,
-        "unit": "bytes",
-        "hidden_size": HIDDEN,
-        "provenance": origin,
-    }
-    write_atomic(output, json.dumps(made, indent=1) + "\n")
+    for size in chosen:
+        print(f"searching {size:,} passages", file=sys.stderr)
+        rows.append(in_a_process(size))
+    report.write(output, rows=rows)
 
 
 if __name__ == "__main__":
