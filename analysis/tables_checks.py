@@ -227,8 +227,8 @@ def layers(results: Results) -> Table:
         header, rows or [["not run", *[NOT_RUN] * 5]], "lrrrrr", frame,
         Origin.of(results.of("layer_similarity")), f"{len(frame)} models",
         notes=("Mean over positions and layers, without the embedding layer; in brackets its 95 % "
-               "interval over paragraphs. The first four positions hold the attention sink. The "
-               "paper prints no numbers.",),
+               "interval over paragraphs. The attention sink is among the first four positions, "
+               "which one column leaves out. The paper prints no numbers.",),
     )  # fmt: skip
 
 

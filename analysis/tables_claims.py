@@ -78,7 +78,7 @@ def claims_of(results: Results, kind: str) -> Table:
         numbers = own.loc[own["claim"] == claim.id, "numbers"]
         rows.append([claim.text, _paper(claim, outcomes), _reproduced(claim, outcomes),
                      "; ".join(numbers) or NOT_RUN])  # fmt: skip
-    header = ["The paper says", "Its own numbers", "Reproduced", "Our numbers"]
+    header = ["Claim, in our words", "The paper's numbers", "Reproduced", "Our numbers"]
     data = pd.DataFrame(rows, columns=["text", "paper", "reproduced", "numbers"])
     return Table(f"claims_{kind}", "What the ledger says", header, rows, "pppp", data,
                  Origin.of(results.scores))  # fmt: skip

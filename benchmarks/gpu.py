@@ -191,7 +191,7 @@ def measured_rows(
         row = asdict(plan) | {"name": plan.name}
         spent = time.perf_counter() - begin
         if spent > seconds:
-            row["skipped"] = f"{seconds:.0f} s were over"
+            row["skipped"] = f"not finished within {seconds:.0f} s"
         else:
             print(f"{spent:4.0f} s: {plan.kind}, {plan.name}", file=sys.stderr, flush=True)
             try:

@@ -1,6 +1,7 @@
 """The committed evidence: clean commits, scripts that exist, adapters that are the shipped ones."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,21 @@ def test_an_origin_that_was_corrected_says_where_it_is_explained() -> None:
     text = LOG.read_text(encoding="utf-8")
     for commit, where in corrected.items():
         assert LOG.name in where and commit[:9] in text
+
+
+def test_every_origin_is_a_commit_of_this_history() -> None:
+    """Any forty digits look like a commit."""
+    shallow = git("rev-parse", "--is-shallow-repository")
+    if shallow.returncode or shallow.stdout.strip() != "false":
+        pytest.skip("the history is not here: no git, or a shallow clone")
+    files = (*RECORDS, *ADAPTERS, *BENCHMARKS)
+    commits = {json.loads(path.read_text())["provenance"]["commit"] for path in files}
+    assert len(commits) > 5
+    assert git("merge-base", "--is-ancestor", "0" * 40, "HEAD").returncode != 0
+    assert {c for c in commits if git("merge-base", "--is-ancestor", c, "HEAD").returncode} == set()
+
+
+def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 
 from cluster import cluster
@@ -86,6 +87,7 @@ def main() -> None:
         say("# A grid through a real Slurm")
         say("\nWritten by `make test-slurm` (tests/slurm/run.py), never by hand: one node on")
         say(f"loopback, {shown.strip()}, Snakemake's Slurm executor, the profile `{PROFILE}`.")
+        say(f"Run on {date.today()}, with the adapters of that day.")
         analyses(log)
         killed(log)
         say("\n## Slurm's completion log (jobcomp/filetxt)\n\n```text")
