@@ -11,6 +11,7 @@ they are drawn only on request, and the check compares the data they draw (``fig
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +35,7 @@ from analysis import (
     tables_verdicts,
 )
 from analysis.collect import Results, load_results, to_csv
-from analysis.figure_data import DATA
+from analysis.figure_data import DATA, DRAWN
 from analysis.readme import fill_page
 from analysis.render import Table
 from llm2vec.console import run
@@ -89,6 +90,7 @@ TABLES: Mapping[str, Callable[[Results], Table]] = {
     "claims_numbers": tables_claims.claims_numbers,
 }
 _TABLE_FILES = ("*.csv", "*.md", "*.tex")
+DIGEST = "Data"  # in a picture's metadata: of what it draws
 RESULTS = results_dir()
 
 
@@ -150,6 +152,25 @@ def differences(results: Results, files: Mapping[Path, str]) -> list[Path]:
     return sorted([*changed, *stale_files(results, files)])
 
 
+def data_digest(name: str, results: Results, files: Mapping[Path, str]) -> str:
+    """sha256 of the data that a figure draws."""
+    paths = (results.root / "figures" / f"{part}.csv" for part in DRAWN[name])
+    return hashlib.sha256("\0".join(files.get(path, "") for path in paths).encode()).hexdigest()
+
+
+def old_pictures(results: Results, files: Mapping[Path, str]) -> list[Path]:
+    """Pictures of other data than today's, or that nothing draws."""
+    from PIL import Image
+
+    found = []
+    for path in sorted((results.root / "figures").glob("*.png")):
+        with Image.open(path) as picture:
+            said = picture.info.get(DIGEST)
+        if path.stem not in DRAWN or said != data_digest(path.stem, results, files):
+            found.append(path)
+    return found
+
+
 def write_generated(results: Results, files: Mapping[Path, str] | None = None) -> None:
     """Write every generated file that differs, and delete those that nothing makes any more."""
     files = generate(results) if files is None else files
@@ -168,7 +189,10 @@ def _read(path: Path) -> str | None:
 
 
 def draw_figures(results: Results) -> list[Path]:
-    """Draw every figure that has data as PDF and PNG into ``figures/``; returns the files."""
+    """Draw every figure that has data as PDF and PNG into ``figures/``; returns the files.
+
+    A picture says by the digest of its data of which records it was made.
+    """
     import matplotlib.pyplot as plt
 
     from analysis.figures import FIGURES
@@ -176,6 +200,7 @@ def draw_figures(results: Results) -> list[Path]:
 
     folder = results.root / "figures"
     folder.mkdir(parents=True, exist_ok=True)
+    files = figure_tables(results)
     written = []
     for name, draw in FIGURES.items():
         figure = draw(results)
@@ -184,7 +209,8 @@ def draw_figures(results: Results) -> list[Path]:
         with paper_style():
             # No dates and versions: the same data gives the same file.
             figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
-            figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+            digest = data_digest(name, results, files)
+            figure.savefig(folder / f"{name}.png", metadata={"Software": None, DIGEST: digest})
         plt.close(figure)
         written += [folder / f"{name}.pdf", folder / f"{name}.png"]
     return written
@@ -210,10 +236,12 @@ def main(
     files = generate(loaded)
     changed = differences(loaded, files)
     if check:
-        for path in changed:
+        pictures = old_pictures(loaded, files)
+        for path in (*changed, *pictures):
             typer.echo(f"out of date: {_shown(path)}", err=True)
-        if changed:
-            typer.echo("Run 'make tables' and commit what changes.", err=True)
+        if changed or pictures:
+            how = "make figures" if pictures else "make tables"
+            typer.echo(f"Run '{how}' and commit what changes.", err=True)
             raise typer.Exit(1)
         typer.echo(f"{len(files)} generated files are up to date.")
         return

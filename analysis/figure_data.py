@@ -19,6 +19,8 @@ from analysis.means import exact, mean_of
 from analysis.paper import our_names, printed
 from llm2vec.errors import RecordError, SettingError
 from llm2vec.registry import MODELS, POOLINGS, SUITES, VARIANTS, WORD_TASKS
+from llm2vec.registry_ablations import ABLATIONS
+from llm2vec.registry_sink import CONTROL, PAIRS, PLAIN
 from llm2vec.results import NONE, Record
 
 Source = Literal["paper", "results"]
@@ -38,17 +40,18 @@ def _check(source: str, figure: str, printed_here: bool) -> None:
 
 
 def bars_of_words(results: Results, source: Source = "results") -> pd.DataFrame:
-    """Figure 2: columns model, variant, task, score; encoder baselines have variant encoder."""
+    """Figure 2: columns model, variant, task, score, std (over seeds of the probe; the paper prints
+    none); encoder baselines have variant encoder."""
     _check(source, "Figure 2", True)
     if source == "paper":
         table = printed(4, results.paper)
-        rows = [(*our_names(r.model, r.variant, NONE)[:2], r.task, r.score)
+        rows = [(*our_names(r.model, r.variant, NONE)[:2], r.task, r.score, np.nan)
                 for r in table.itertuples()]  # fmt: skip
     else:
-        rows = [(model, variant, task, score)
+        rows = [(model, variant, task, score, cell[task].std)
                 for (model, variant, _), cell in results.words.items()
                 for task, score in exact(cell).items() if task in WORD_TASKS]  # fmt: skip
-    return _sorted(rows, ["model", "variant", "task", "score"])
+    return _sorted(rows, ["model", "variant", "task", "score", "std"])
 
 
 def bars_of_poolings(results: Results, source: Source = "results") -> pd.DataFrame:
@@ -69,7 +72,7 @@ def bars_of_poolings(results: Results, source: Source = "results") -> pd.DataFra
         for suite in ("subset", "exact8", "short6"):
             complete[suite] = _complete(results.mteb, model, SUITES[suite])
         suite = max(complete, key=lambda s: (len(complete[s]), len(SUITES[s])))
-        count = f"{len(SUITES[suite])} of {len(SUITES['subset'])} tasks"
+        count = f"MTEB, {len(SUITES[suite])} of {len(SUITES['subset'])} tasks"
         rows += [("subset", model, *cell, score, count) for cell, score in complete[suite].items()]
         offline = _complete(results.offline, model, SUITES["offline"])
         count = f"{len(SUITES['offline'])} offline tasks"
@@ -162,6 +165,12 @@ def maps_of_paragraph(
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 
+def other_maps(results: Results) -> pd.DataFrame:
+    """Figure 8: the maps of two further paragraphs, with a column paragraph."""
+    frames = [maps_of_paragraph(results, i).assign(paragraph=i) for i in (1, 2)]
+    return pd.concat(frames, ignore_index=True)
+
+
 def layer_means(results: Results, source: Source = "results") -> pd.DataFrame:
     """Mean cosine per layer over paragraphs with its standard deviation, with and without the
     first positions: columns model, layer, first (kept, left out), mean, std."""
@@ -181,6 +190,43 @@ def layer_means(results: Results, source: Source = "results") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "layer", "first", "mean", "std"]).round(6)
 
 
+# --------------------------------------------------------------------------- the project's own
+def ablations(results: Results) -> pd.DataFrame:
+    """Runs of the ablations that were measured: columns model, group, setting, task, score, low,
+    high, steps, rate, masked, style."""
+    rows = []
+    runs = {run.name: run for runs in ABLATIONS.values() for run in runs}
+    for record in (r for r in results.records if r.experiment == "ablations"):
+        run = runs.get(str(record.setting))
+        if run is not None:
+            low, high = record.interval or (np.nan, np.nan)
+            varied = [run.varied.get(name) for name in
+                      ("steps", "learning_rate", "mask_probability", "masking")]  # fmt: skip
+            rows.append((record.model, run.group, run.name, record.task,
+                         *(100 * x for x in (record.score, low, high)), *varied))  # fmt: skip
+    columns = ["model", "group", "setting", "task", "score", "low", "high", "steps", "rate",
+               "masked", "style"]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.sort_values(["model", "group", "setting", "task"], ignore_index=True).round(
+        {"score": 4, "low": 4, "high": 4}
+    )
+
+
+def without_first(results: Results) -> pd.DataFrame:
+    """STSBenchmark without the first positions: columns model, variant, of, left_out, score, low,
+    high; the scores are differences in points."""
+    lefts = {left.setting: left for left in (*PLAIN, *CONTROL)}
+    rows = []
+    for record in (r for r in results.records if r.experiment == "attention_sink"):
+        left = lefts.get(str(record.setting))
+        if left is not None and record.task == PAIRS.task and left.first:
+            values = (record.scores["difference"], *record.scores["difference_interval"])
+            rows.append((record.model, record.variant, left.of, left.first,
+                         *(100 * x for x in values)))  # fmt: skip
+    columns = ["model", "variant", "of", "left_out", "score", "low", "high"]
+    return pd.DataFrame(_sorted(rows, columns)).round(4)
+
+
 DATA: dict[str, Callable[[Results], pd.DataFrame]] = {
     "figure2_paper": lambda results: bars_of_words(results, "paper"),
     "figure3_paper": lambda results: bars_of_poolings(results, "paper"),
@@ -189,4 +235,15 @@ DATA: dict[str, Callable[[Results], pd.DataFrame]] = {
     "figure4_7": cosines_of_triples,
     "figure5_9": maps_of_paragraph,
     "figure5_9_layers": layer_means,
+    "figure5_9_others": other_maps,
+    "follow_ups_ablations": ablations,
+    "follow_ups_sink": without_first,
 }
+# Which of these a figure draws: a picture says of which data it was made, and is checked by it.
+DRAWN: dict[str, tuple[str, ...]] = {
+    **{name: (name,) for name in ("figure2_paper", "figure3_paper", "figure2", "figure3")},
+    "figure4": ("figure4_7",), "figure7": ("figure4_7",),
+    "figure5": ("figure5_9", "figure5_9_layers"), "figure9": ("figure5_9", "figure5_9_layers"),
+    "figure8": ("figure5_9_others",),
+    "follow_ups": ("follow_ups_ablations", "follow_ups_sink"),
+}  # fmt: skip

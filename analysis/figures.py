@@ -25,6 +25,7 @@ from matplotlib.patches import Patch
 from analysis import figure_data as data
 from analysis.collect import Results
 from analysis.figure_data import Source
+from analysis.figures_own import follow_ups
 from analysis.style import (
     ALL_POSITIONS,
     COLOUR_MAP,
@@ -64,7 +65,8 @@ def _label_foot(axes: Axes, place: float, score: float, variant: str) -> None:
 def figure2(results: Results, source: Source = "results") -> Figure | None:
     """Word-level tasks: bars per variant, ``uni`` as a solid and an encoder as a dashed line.
 
-    As in the paper the axis does not begin at zero; every bar carries its number.
+    As in the paper the axis does not begin at zero; every bar carries its number and, where it was
+    measured over seeds of the probe, its standard deviation.
     """
     frame = data.bars_of_words(results, source)
     decoders = [m for m in frame["model"].unique() if MODELS[m].kind == "decoder"]
@@ -72,7 +74,7 @@ def figure2(results: Results, source: Source = "results") -> Figure | None:
         return None
     encoder = next((m for m in ENCODERS if m in set(frame["model"])), None)
     bars = [v for v in data.FIGURE2_VARIANTS if v in set(frame["variant"])]
-    scores = frame.set_index(["model", "variant", "task"])["score"]
+    scores = frame.set_index(["model", "variant", "task"])[["score", "std"]]
     with paper_style():
         figure, panels = plt.subplots(1, len(WORD_TASKS), figsize=(TEXT_WIDTH, 2.15),
                                       layout="constrained")  # fmt: skip
@@ -91,10 +93,11 @@ def figure2(results: Results, source: Source = "results") -> Figure | None:
 
 
 def _word_panel(
-    axes: Axes, scores: pd.Series, task: str, models: Sequence[str], bars: Sequence[str],
+    axes: Axes, rows: pd.DataFrame, task: str, models: Sequence[str], bars: Sequence[str],
     encoder: str | None,
 ) -> None:  # fmt: skip
     width = 0.8 / max(len(bars), 1)
+    scores, spread = rows["score"], rows["std"]
     shown = []
     for group, model in enumerate(models):
         for index, variant in enumerate(bars):
@@ -102,6 +105,8 @@ def _word_panel(
             if score is not None:
                 place = group - 0.4 + (index + 0.5) * width
                 axes.bar(place, score, width * 0.92, color=VARIANT_COLOURS[variant])
+                if not np.isnan(deviation := spread[model, variant, task]):
+                    axes.errorbar(place, score, deviation, color="black", linewidth=0.8, capsize=2)
                 _label_foot(axes, place, score, variant)
                 shown.append(score)
         uni = scores.get((model, "uni", task))
@@ -119,8 +124,7 @@ def _word_panel(
         axes.axhline(base, color=VARIANT_COLOURS["encoder"], linestyle="--")
         shown.append(base)
     if shown:
-        spread = max(shown) - min(shown)
-        low = max(0.0, np.floor(min(shown) - 0.35 * spread - 0.5))
+        low = max(0.0, np.floor(min(shown) - 0.35 * (max(shown) - min(shown)) - 0.5))
         axes.set_ylim(low, max(shown) + 0.06 * (max(shown) - low))
     axes.set_xlim(-0.6, len(models) - 0.4)
     # "LLaMA-2-7B" over two lines: three names fit below a panel.
@@ -234,15 +238,14 @@ def _histogram_panel(axes: Axes, part: pd.DataFrame, edges: np.ndarray) -> None:
         shown = part[column].clip(lower=edges[0])
         axes.hist(shown, edges, density=True, color=colour, alpha=0.5)
         axes.hist(shown, edges, density=True, histtype="step", color=colour, linewidth=0.9)
-        axes.axvline(part[column].mean(), color=colour, linestyle=":", linewidth=1.1)
+        axes.axvline(part[column].mean(), ymax=0.74, color=colour, linestyle=":", linewidth=1.1)
     text = f"gap {(part['cos_pos'] - part['cos_neg']).mean() + 0.0:+.3f}"
     if below := int((part[["cos_pos", "cos_neg"]] < edges[0]).to_numpy().sum()):
         text += f"\n{below} below {edges[0]:.2f}"
-    axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize=6,
-              bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
+    axes.text(0.03, 0.99, text, transform=axes.transAxes, va="top", fontsize=6)
     width = edges[-1] - edges[0]
     axes.set_xlim(edges[0] - 0.02 * width, edges[-1] + 0.03 * width)
-    axes.set_ylim(top=1.25 * axes.get_ylim()[1])
+    axes.set_ylim(top=1.4 * axes.get_ylim()[1])  # the text stands above bars and lines
     axes.set_yticks([])
     axes.locator_params(axis="x", nbins=4)
 
@@ -298,6 +301,7 @@ def _map_figure(
             axes.set_title(f"{_letter(index)} {title}")
             if means is not None:
                 _mean_panel(grid[1, index], means[means["model"] == model])
+                grid[1, index].set_title(f"{_letter(columns + index)} {title}, mean")
         for axes in list(grid.flat)[len(panels) :] if means is None else ():
             axes.set_visible(False)
         for row in grid if means is None else grid[:1]:
@@ -346,4 +350,5 @@ FIGURES: dict[str, Callable[[Results], Figure | None]] = {
     "figure7": figure7,
     "figure8": figure8,
     "figure9": figure9,
+    "follow_ups": follow_ups,
 }

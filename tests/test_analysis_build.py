@@ -129,7 +129,9 @@ def test_generating_twice_gives_identical_bytes(full: Results, tmp_path: Path) -
     assert first == again
     names = {path.relative_to(full.root).as_posix() for path in first}
     assert {"scores.csv", "tables/table4.tex", "tables/claims.md", "figures/figure2.csv"} <= names
-    assert len(names) == 1 + 3 * len(build.TABLES) + len(build.DATA)
+    empty = {name for name, make in build.DATA.items() if make(full).empty}
+    assert empty == {"follow_ups_ablations"}
+    assert len(names) == 1 + 3 * len(build.TABLES) + len(build.DATA) - len(empty)
 
 
 @pytest.mark.parametrize("seed", ["1", "2"])
@@ -169,6 +171,20 @@ def test_check_names_what_changed_and_changes_nothing(tmp_path: Path) -> None:
     assert "table4.md" not in changed
     run_build(*where)
     assert not (tmp_path / "tables" / "gone.md").exists()
+    assert run_build(*where, "--check")[0] == 0
+
+
+def test_a_picture_of_older_records_is_out_of_date(tmp_path: Path) -> None:
+    made.add_words(tmp_path, "smollm2-135m")
+    where = ("--results", str(tmp_path))
+    assert run_build(*where, "--figures")[0] == 0
+    assert run_build(*where, "--check")[0] == 0
+    made.add(tmp_path, "word_probing", "smollm2-135m", "bi", NONE, "pos", 0.5)
+    assert run_build(*where)[0] == 0  # the tables, and the data of the figures
+    code, output = run_build(*where, "--check")
+    assert code == 1 and "figure2.png" in output and "make figures" in output
+    assert "figure2_paper.png" not in output
+    assert run_build(*where, "--figures")[0] == 0
     assert run_build(*where, "--check")[0] == 0
 
 

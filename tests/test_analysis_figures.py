@@ -2,9 +2,11 @@
 
 import itertools
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.image
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,6 +28,12 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Results:
     root = tmp_path_factory.mktemp("results")
     made.add_everything(root)
     return load_results(root)
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    plt.close("all")
 
 
 @pytest.fixture
@@ -71,8 +79,15 @@ def test_figure2_of_records_has_their_scores_and_their_encoder(tmp_path: Path) -
         made.add(tmp_path, "word_probing", "minilm-l6", "encoder", NONE, f"mini-{task}", 0.1)
     figure = figures.figure2(load_results(tmp_path))
     assert [height for height, _ in bars(figure.axes[0])] == [85.0, 92.0, 91.0]
-    assert {float(line.get_ydata()[0]) for line in figure.axes[0].lines} == {90.0, 80.0}
+    lines = [line.get_ydata() for line in figure.axes[0].lines if len(line.get_ydata()) > 1]
+    assert {float(line[0]) for line in lines} == {90.0, 80.0}
+    (spread, *_) = figure.axes[0].collections[0].get_segments()  # of the probe's seeds
+    assert (spread[1][1] - spread[0][1]) / 2 == pytest.approx(data_of(tmp_path)["std"].iloc[0])
     assert "MiniLM-L6" in {text.get_text() for text in figure.legends[0].get_texts()}
+
+
+def data_of(root: Path) -> pd.DataFrame:
+    return figure_data.bars_of_words(load_results(root))
 
 
 def test_figure3_draws_table_5(full: Results) -> None:
@@ -126,13 +141,34 @@ def test_figure3_of_records_says_its_tasks_and_draws_no_part_of_a_mean(tmp_path:
         made.add(tmp_path, "mteb_subset", "smollm2-135m", "bi", "mean", task, 0.3)
     data = figure_data.bars_of_poolings(load_results(tmp_path))
     # Two variants are complete over six tasks, only one over eight.
-    assert set(data["tasks"]) == {"6 of 15 tasks"}
+    assert set(data["tasks"]) == {"MTEB, 6 of 15 tasks"}
     assert dict(zip(data["variant"], data["score"], strict=True)) == {"uni": 40.0, "bi": 30.0}
     for task in set(SUITES["exact8"]) - set(SUITES["short6"]):
         made.add(tmp_path, "mteb_subset", "smollm2-135m", "bi", "mean", task, 0.3)
     results = load_results(tmp_path)
-    assert set(figure_data.bars_of_poolings(results)["tasks"]) == {"8 of 15 tasks"}
+    assert set(figure_data.bars_of_poolings(results)["tasks"]) == {"MTEB, 8 of 15 tasks"}
     assert "8 of 15 tasks" in figures.figure3(results).axes[0].get_title()
+
+
+# --------------------------------------------------------------------------- ablations and sink
+def test_follow_ups_draw_the_runs_and_the_positions_left_out(tmp_path: Path) -> None:
+    assert figures.follow_ups(load_results(tmp_path)) is None
+    for probability, style_, score in ((0.2, "bert", 0.3), (0.8, "bert", 0.4), (0.8, "all", 0.5)):
+        made.add(tmp_path, "ablations", "smollm2-135m", "bi-mntp", "mean", "SICK-R", score,
+                 setting=f"mntp-masking-{probability}-{style_}",
+                 interval=(score - 0.01, score + 0.02))  # fmt: skip
+    for seed, score in ((42, 0.6), (43, 0.35)):
+        made.add(tmp_path, "ablations", "smollm2-135m", "bi-simcse", "mean", "STSBenchmark", score,
+                 setting=f"simcse-dropout-0.1-{seed}", interval=(score, score))  # fmt: skip
+    made.add_sink(tmp_path, "smollm2-135m")
+    rates, masking, seeds, sink = figures.follow_ups(load_results(tmp_path)).axes
+    drawn = [list(bars_.lines[0].get_ydata()) for bars_ in masking.containers]
+    assert drawn == [[30.0, 40.0], [50.0]]
+    assert [text.get_text() for text in masking.get_legend().get_texts()] == [
+        "BERT style", "all masked",
+    ]  # fmt: skip
+    assert list(seeds.containers[0].lines[0].get_ydata()) == [60.0, 35.0]
+    assert len(sink.containers) == 3 and not rates.lines
 
 
 # What red, green and blue light become for three kinds of vision (Machado et al. 2009).
