@@ -79,7 +79,7 @@ def _masking(axes: Axes, part: pd.DataFrame) -> None:
     axes.set_xlabel("Masked, %")
     axes.set_ylabel(f"{SICK.task} ({SICK.split})")
     axes.set_title("(b) MNTP: masking")
-    _legend(axes, loc="lower left")
+    _legend(axes, room=0.12, loc="lower left", ncols=3, columnspacing=0.8)
 
 
 def _seeds(axes: Axes, part: pd.DataFrame) -> None:
@@ -109,9 +109,7 @@ def _without_first(axes: Axes, part: pd.DataFrame) -> None:
     axes.set_xlim(-0.5, len(LEFT_OUT) - 0.5)
     axes.set_ylabel(f"Change, {STSB.task}")
     axes.set_title("(d) Mean pooling without ...")
-    low, high = axes.get_ylim()
-    axes.set_ylim(low - 0.4 * (high - low), high)  # room for the legend
-    _legend(axes, loc="lower left", ncols=2)
+    _legend(axes, room=0.4, loc="lower left", ncols=2)
 
 
 # --------------------------------------------------------------------------- parts of panels
@@ -133,7 +131,10 @@ def _untrained(axes: Axes, part: pd.DataFrame) -> None:
                      label="untrained")  # fmt: skip
 
 
-def _legend(axes: Axes, **options: Any) -> None:
+def _legend(axes: Axes, room: float = 0.0, **options: Any) -> None:
+    """A legend where there is something to name; ``room`` below what is drawn, of its height."""
     handles: Sequence[Any] = axes.get_legend_handles_labels()[0]
     if handles:
+        low, high = axes.get_ylim()
+        axes.set_ylim(low - room * (high - low), high)
         axes.legend(fontsize=6, title_fontsize=6, handlelength=1.8, **options)
