@@ -188,7 +188,7 @@ def test_a_configuration_that_fails_does_not_end_the_run(monkeypatch: pytest.Mon
 def test_what_does_not_fit_into_the_time_is_named() -> None:
     found: dict[str, Any] = {}
     gpu.measured_rows("tiny", "cpu", 1, 0, lambda **parts: found.update(parts))
-    assert [row["skipped"] for row in found["rows"]] == ["0 s were over"] * len(gpu.PLANS)
+    assert [row["skipped"] for row in found["rows"]] == ["not finished within 0 s"] * len(gpu.PLANS)
 
 
 def test_without_a_gpu_there_is_one_clear_line(

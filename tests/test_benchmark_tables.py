@@ -102,6 +102,14 @@ FILES = {
         ],
         notes=["counted from real texts"],
     ),
+    "retrieval_memory": values_of(
+        "retrieval_memory",
+        [
+            {"passages": 10_000, "texts": 7e5, "vectors": 2e7, "before": 6e8, "peak": 8e8,
+             "seconds": 17.2},
+        ],
+        settings={"hidden_size": 512},
+    ),
 }  # fmt: skip
 
 
@@ -198,11 +206,16 @@ def test_the_grid_shows_how_many_times_fewer(measured: Path) -> None:
     ]
 
 
+def test_memory_of_a_search_is_in_megabytes_above_the_start(measured: Path) -> None:
+    rows = cells(tables_performance.retrieval(load_results(measured)))
+    assert rows == [["10,000", "0.7", "20", "800", "200", "17"]]
+
+
 def test_without_a_file_a_table_says_not_run(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     results = load_results(tmp_path / "results")
     names = [name for name in build.TABLES if name.startswith("performance")]
-    assert len(names) == 9
+    assert len(names) == 10
     for name in names:
         table = build.make_table(name, results)
         assert "not run" in to_markdown(table), name
