@@ -14,13 +14,13 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from analysis import tables_ablations, tables_sink
 from analysis.collect import Results, beside
 from analysis.means import exact, mean_of
 from analysis.paper import our_names, printed
 from llm2vec.errors import RecordError, SettingError
 from llm2vec.registry import MODELS, POOLINGS, SUITES, VARIANTS, WORD_TASKS
 from llm2vec.registry_ablations import ABLATIONS
-from llm2vec.registry_sink import CONTROL, PAIRS, PLAIN
 from llm2vec.results import NONE, Record
 
 Source = Literal["paper", "results"]
@@ -192,39 +192,19 @@ def layer_means(results: Results, source: Source = "results") -> pd.DataFrame:
 
 # --------------------------------------------------------------------------- the project's own
 def ablations(results: Results) -> pd.DataFrame:
-    """Runs of the ablations that were measured: columns model, group, setting, task, score, low,
-    high, steps, rate, masked, style."""
-    rows = []
-    runs = {run.name: run for runs in ABLATIONS.values() for run in runs}
-    for record in (r for r in results.records if r.experiment == "ablations"):
-        run = runs.get(str(record.setting))
-        if run is not None:
-            low, high = record.interval or (np.nan, np.nan)
-            varied = [run.varied.get(name) for name in
-                      ("steps", "learning_rate", "mask_probability", "masking")]  # fmt: skip
-            rows.append((record.model, run.group, run.name, record.task,
-                         *(100 * x for x in (record.score, low, high)), *varied))  # fmt: skip
-    columns = ["model", "group", "setting", "task", "score", "low", "high", "steps", "rate",
-               "masked", "style"]  # fmt: skip
-    frame = pd.DataFrame(rows, columns=columns)
-    return frame.sort_values(["model", "group", "setting", "task"], ignore_index=True).round(
-        {"score": 4, "low": 4, "high": 4}
-    )
+    """Ablations that were measured, as their tables have them, with what each varied: columns
+    learning_rate, steps, mask_probability, masking."""
+    tables = (tables_ablations.sensitivity(results), tables_ablations.ablations(results))
+    frame = pd.concat([table.data for table in tables], ignore_index=True).dropna(subset="score")
+    runs = {run.name: run.varied for group in ABLATIONS.values() for run in group}
+    for name in ("learning_rate", "steps", "mask_probability", "masking"):
+        frame[name] = [runs[setting].get(name) for setting in frame["setting"]]
+    return frame
 
 
 def without_first(results: Results) -> pd.DataFrame:
-    """STSBenchmark without the first positions: columns model, variant, of, left_out, score, low,
-    high; the scores are differences in points."""
-    lefts = {left.setting: left for left in (*PLAIN, *CONTROL)}
-    rows = []
-    for record in (r for r in results.records if r.experiment == "attention_sink"):
-        left = lefts.get(str(record.setting))
-        if left is not None and record.task == PAIRS.task and left.first:
-            values = (record.scores["difference"], *record.scores["difference_interval"])
-            rows.append((record.model, record.variant, left.of, left.first,
-                         *(100 * x for x in values)))  # fmt: skip
-    columns = ["model", "variant", "of", "left_out", "score", "low", "high"]
-    return pd.DataFrame(_sorted(rows, columns)).round(4)
+    """STSBenchmark without the first positions, as the table of the attention sink has it."""
+    return tables_sink.sink(results).data
 
 
 DATA: dict[str, Callable[[Results], pd.DataFrame]] = {

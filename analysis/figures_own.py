@@ -37,6 +37,9 @@ LEFT_OUT = (
 def follow_ups(results: Results) -> Figure | None:
     """MNTP's rate and masking, SimCSE's seeds, and STSBenchmark without the first positions."""
     runs, sink = data.ablations(results), data.without_first(results)
+    sink = sink.assign(score=sink["difference"])
+    for frame in (runs, sink):  # in points
+        frame[["score", "low", "high"]] *= 100
     both = [*runs["model"], *sink["model"]]
     model = next((name for name in MODELS if name in both), None)
     if model is None:
@@ -47,14 +50,16 @@ def follow_ups(results: Results) -> Figure | None:
         _rates(grid[0, 0], runs[(runs["group"] == "mntp-lr") & (runs["task"] == WIKITEXT)])
         _masking(grid[0, 1], runs[(runs["group"] == "mntp-masking") & (runs["task"] == SICK.task)])
         _seeds(grid[1, 0], runs[runs["task"] == STSB.task])
-        _without_first(grid[1, 1], sink[sink["left_out"] > 0])
+        # Behind an instruction the control alone: words are left out, no sink is.
+        asked = sink["instruction"] == (sink["left_out_of"] == "text")
+        _without_first(grid[1, 1], sink[asked & (sink["first"] > 0)])
     return figure
 
 
 def _rates(axes: Axes, part: pd.DataFrame) -> None:
     colour = VARIANT_COLOURS["bi-mntp"]
     trained = part[part["steps"].notna()]
-    for marker, (rate, own) in zip(MARKERS, trained.groupby("rate"), strict=False):
+    for marker, (rate, own) in zip(MARKERS, trained.groupby("learning_rate"), strict=False):
         own = own.sort_values("steps")
         axes.plot(own["steps"], own["score"], color=colour, marker=marker, markersize=3.5,
                   markeredgecolor="black", markeredgewidth=0.4, label=f"{rate:g}")  # fmt: skip
@@ -68,10 +73,11 @@ def _rates(axes: Axes, part: pd.DataFrame) -> None:
 def _masking(axes: Axes, part: pd.DataFrame) -> None:
     colour = VARIANT_COLOURS["bi-mntp"]
     for place, (marker, (style, name)) in enumerate(zip(MARKERS, MASKING.items(), strict=False)):
-        own = part[part["style"] == style].sort_values("masked")
+        own = part[part["masking"] == style].sort_values("mask_probability")
         if own.empty:
             continue
-        axes.errorbar(100 * own["masked"] + 1.2 * (place - 0.5), own["score"], _spread(own),
+        places = 100 * own["mask_probability"] + 1.2 * (place - 0.5)
+        axes.errorbar(places, own["score"], _spread(own),
                       color=colour, marker=marker, markersize=3.5, markeredgecolor="black",
                       markeredgewidth=0.4, linestyle="-" if place else "--", elinewidth=0.8,
                       label=name)  # fmt: skip
@@ -96,7 +102,7 @@ def _seeds(axes: Axes, part: pd.DataFrame) -> None:
 def _without_first(axes: Axes, part: pd.DataFrame) -> None:
     variants = [v for v in VARIANTS if v in set(part["variant"])]
     for place, (of, first, _) in enumerate(LEFT_OUT):
-        chosen = part[(part["of"] == of) & (part["left_out"] == first)].set_index("variant")
+        chosen = part[(part["left_out_of"] == of) & (part["first"] == first)].set_index("variant")
         for index, variant in enumerate(v for v in variants if v in chosen.index):
             row = chosen.loc[[variant]]
             x = place + 0.14 * (index - (len(variants) - 1) / 2)

@@ -231,11 +231,9 @@ class Vectors:
                 values = np.load(file, mmap_mode="r", allow_pickle=False)
                 if values.shape != (len(keys), size):
                     raise ValueError("wrong shape")
-        except FileNotFoundError:  # another job, done with it, is deleting it
-            shutil.rmtree(part, ignore_errors=True)
-            return
         except (OSError, ValueError, EOFError) as error:
-            print(f"dropping the damaged part {part.name} ({error})", file=sys.stderr)
+            if not isinstance(error, FileNotFoundError):  # else a job, done with it, deletes it
+                print(f"dropping the damaged part {part.name} ({error})", file=sys.stderr)
             shutil.rmtree(part, ignore_errors=True)
             return
         self.tokens += cost["tokens"]
