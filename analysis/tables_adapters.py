@@ -16,16 +16,18 @@ from analysis.collect import Results
 from analysis.render import NOT_RUN, Origin, Table, number
 from analysis.tables import display_model, once
 from analysis.trainings import Note, adapter_notes
+from llm2vec.corpora import STAND_IN
 from llm2vec.registry import MNTP, MODELS, SimCSE, settings_dict
+from llm2vec.registry_datasets import MIRROR_NAMES
 
 Notes = Mapping[tuple[str, str], Note]  # by model and stage
 
 
 def training(results: Results) -> Table:
     """What the shipped adapters were trained on and how far that is from the paper's recipe."""
-    notes = dict(adapter_notes(results.root))
+    notes, small = dict(adapter_notes(results.root)), MODELS["s-llama-1.3b"]
     header = ["Model", "Adapter", "Text", "Steps", "Tokens", "Seconds", "Device", "Final loss",
-              "Masked accuracy", "Departures from the paper's recipe"]  # fmt: skip
+              "Masked accuracy", "Departures from the published recipe"]  # fmt: skip
     rows = [[display_model(model), stage, *_training_row(note)]
             for (model, stage), note in notes.items()]  # fmt: skip
     models = once([row[0] for row in rows])
@@ -36,17 +38,26 @@ def training(results: Results) -> Table:
         shown or [["not run", *[NOT_RUN] * (len(header) - 1)]], "llprrrlrlp",
         _training_data(notes), _adapter_origin(notes), f"{len(notes)} adapters", breaks=breaks,
         notes=("Masked accuracy, times 100: before and after, on Wikitext's test split. "
-               "Departures: the paper's value, then the one used here.",),
+               "Departures: the published value, then the one used here; the paper prints no "
+               "learning rates, those are of its released configurations, and its batch of SimCSE "
+               f"is {SimCSE().batch_size}, for {small.display} {small.simcse.batch_size}.",),
     )  # fmt: skip
 
 
 def _training_row(note: Note) -> list[str]:
-    text = "; ".join(f"{d['id']} ({d['source']}, {d['status']})" for d in note["data"])
+    text = "; ".join(map(_text_source, note["data"]))
     return [
         text, f"{note['steps']:,}", f"{note['tokens']:,}", f"{note['seconds']:,.0f}",
         note["provenance"]["device"], number(note["final_loss"], digits=3),
         _accuracy_text(note), _departures_text(departures(note)),
     ]  # fmt: skip
+
+
+def _text_source(data: Mapping[str, str]) -> str:
+    """Name of a training text; a stand-in goes by the mirror's name, not that of the real one."""
+    if data["status"] == STAND_IN and data["id"] in MIRROR_NAMES:
+        return f"{MIRROR_NAMES[data['id']]} ({data['source']}, in place of {data['id']})"
+    return f"{data['id']} ({data['source']}, {data['status']})"
 
 
 def _accuracies(note: Note) -> list[float | None]:

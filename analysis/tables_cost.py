@@ -14,8 +14,8 @@ def _costs(results: Results) -> pd.DataFrame:
     """One row per forward pass: experiment, model, variant, device, tokens, padding, seconds.
 
     Poolings that share a forward pass repeat its cost: the largest is counted. So do the word
-    tasks of a variant, whose features are computed once: each counts its probe only, and the
-    features count as a run of their own.
+    tasks of a variant, whose features are computed once per corpus: each counts its probe only,
+    and the features count as a run of their own.
     """
     rows = []
     for record in results.records:
@@ -25,8 +25,8 @@ def _costs(results: Results) -> pd.DataFrame:
         if spent["feature_seconds"]:
             probe = spent["seconds"] - spent["feature_seconds"]
             rows.append((*axes, pass_of(record), 0.0, 0.0, probe))
-            rows.append((*axes, "features", spent["tokens"], spent["padding_tokens"],
-                         spent["feature_seconds"]))  # fmt: skip
+            rows.append((*axes, f"features of {record.dataset['id']}", spent["tokens"],
+                         spent["padding_tokens"], spent["feature_seconds"]))  # fmt: skip
         else:
             rows.append((*axes, pass_of(record), spent["tokens"], spent["padding_tokens"],
                          spent["seconds"]))  # fmt: skip

@@ -20,7 +20,7 @@ from analysis.render import NOT_RUN, Origin, Table, number
 from analysis.tables import block_breaks, display_model, display_pooling, once
 from analysis.tables_adapters import departures
 from analysis.tables_own import short_task
-from analysis.trainings import adapter_notes
+from analysis.trainings import adapter_notes, variant_of
 from llm2vec import estimates
 from llm2vec.costs import BIG, Costs
 from llm2vec.errors import RecordError
@@ -313,22 +313,22 @@ def _small(results: Results) -> Iterator[tuple[list[str], list[tuple]]]:
 
 def _trainings(results: Results) -> Iterator[tuple[list[str], list[tuple]]]:
     """Lines of adapters that saw fewer steps or smaller batches than the paper's."""
-    alike: dict[tuple[str, str, tuple[tuple[str, int], ...]], list[str]] = {}
+    alike: dict[tuple[str, str, tuple[tuple[str, float], ...]], list[str]] = {}
     for (model, stage), note in adapter_notes(results.root):
-        lacking = tuple((name, theirs) for name, (theirs, here) in departures(note).items()
-                        if name in LENGTH and here < theirs)  # fmt: skip
-        if lacking:
+        apart = departures(note)
+        if any(name in LENGTH and here < theirs for name, (theirs, here) in apart.items()):
             how = "01_train_mntp.py" if stage == "mntp" else "02_train_simcse.py"
-            alike.setdefault((model, how, lacking), []).append(stage)
-    for (model, how, lacking), stages in alike.items():
+            published = tuple((name, theirs) for name, (theirs, _) in apart.items())
+            alike.setdefault((model, how, published), []).append(variant_of(stage))
+    for (model, how, lacking), variants in alike.items():
         size = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in lacking)
         options = (f" --{name.replace('_', '-')} {value}" for name, value in lacking)
         variant = " --variant VARIANT" if how.startswith("02") else ""
         command = f"python experiments/{how} --model {model}{variant}"
         yield (
-            ["Training at full length", display_model(model), f"{', '.join(stages)}: {size}",
-             str(len(stages)), GPU, command + "".join(options)],
-            [("training", model, stage, NONE, size, GPU) for stage in stages],
+            ["Training at full length", display_model(model), f"{', '.join(variants)}: {size}",
+             str(len(variants)), GPU, command + "".join(options)],
+            [("training", model, variant, NONE, size, GPU) for variant in variants],
         )  # fmt: skip
 
 

@@ -42,9 +42,14 @@ class Training:
 def trainings(results: Results) -> Iterator[Training]:
     """Every training, the adapters' first. One that several records share is its first record's."""
     for (model, stage), note in adapter_notes(results.root):
-        variant = next((v.name for v in VARIANTS.values() if v.adapter == stage), stage)
         yield Training(
-            model, variant, stage, note["tokens"], note["seconds"], True, note["provenance"]
+            model,
+            variant_of(stage),
+            stage,
+            note["tokens"],
+            note["seconds"],
+            True,
+            note["provenance"],
         )
     seen = set()
     of_ablations = [r for r in results.records if r.scores.get("training")]
@@ -58,6 +63,11 @@ def trainings(results: Results) -> Iterator[Training]:
                 record.model, record.variant, str(record.setting), spent["tokens"],
                 spent["seconds"], False, record.provenance,
             )  # fmt: skip
+
+
+def variant_of(stage: str) -> str:
+    """The variant whose last adapter a stage trains; the stage itself where there is none."""
+    return next((v.name for v in VARIANTS.values() if v.adapter == stage), stage)
 
 
 def adapter_notes(root: Path) -> list[tuple[tuple[str, str], Note]]:

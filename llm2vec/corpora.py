@@ -13,12 +13,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llm2vec.data import Source, hub_revision, load_split, mirror_folder
 from llm2vec.errors import AssetError, DataError
 from llm2vec.registry import UNPINNED
-from llm2vec.registry_datasets import SENTENCES, WIKITEXT
+from llm2vec.registry_datasets import MIRROR_NAMES, SENTENCES, WIKITEXT
 from llm2vec.results import sha256_file
 
 WIKITEXT_CONFIG = "wikitext-103-raw-v1"
@@ -112,9 +113,13 @@ def _stand_in(sentences: bool) -> Corpus:
 
 
 def _mirror_sentences(distinct: bool) -> list[tuple[list[str], Source]]:
-    if mirror_folder(SENTENCES) is None:
+    folder = mirror_folder(SENTENCES)
+    if folder is None:
         return []
     table, source = load_split(SENTENCES, "train", columns=("text",))
+    if source.status != "exact":  # other sentences: by the name of what they are
+        digest = sha256_file(folder / "train.parquet")[:16]
+        source = replace(source, id=MIRROR_NAMES[SENTENCES], revision=f"sha256:{digest}")
     if distinct and "source" in table.columns:
         # A simple sentence and the complex one it was split from say the same thing and would be
         # negatives of each other.

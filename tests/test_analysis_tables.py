@@ -325,9 +325,13 @@ def test_cost_counts_what_is_shared_once(tmp_path: Path) -> None:
     for task in ("ner", "pos"):
         made.add(tmp_path, "word_probing", "smollm2-135m", "bi", NONE, task, 0.5,
                  cost={"seconds": 30.0, "feature_seconds": 25.0, "tokens": 500})  # fmt: skip
+    # a second corpus has features of its own
+    made.add(tmp_path, "word_probing", "smollm2-135m", "bi", NONE, "ner", 0.5, setting="mini",
+             dataset={"id": "mini_conll", "revision": "r", "source": "repository", "status": "x"},
+             cost={"seconds": 9.0, "feature_seconds": 7.0, "tokens": 20})  # fmt: skip
     data = tables_cost.cost(load_results(tmp_path)).data.set_index("experiment")
     assert list(data.loc["mteb_subset", ["tokens", "seconds", "runs"]]) == [100, 12, 1]
-    assert list(data.loc["word_probing", ["tokens", "seconds", "runs"]]) == [500, 35, 3]
+    assert list(data.loc["word_probing", ["tokens", "seconds", "runs"]]) == [520, 44, 5]
 
 
 def test_origin_names_commits_newest_record_and_a_changed_tree(tmp_path: Path) -> None:

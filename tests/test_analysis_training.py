@@ -19,9 +19,11 @@ from analysis import (
 )
 from analysis.collect import Results, load_results
 from analysis.render import Cell, Table
+from llm2vec.corpora import STAND_IN
 from llm2vec.errors import RecordError
 from llm2vec.registry import MNTP, SimCSE, settings_dict
 from llm2vec.registry_ablations import ABLATIONS, WIKITEXT, Ablation
+from llm2vec.registry_datasets import SENTENCES
 from llm2vec.results import NONE
 
 MODEL = "smollm2-135m"
@@ -142,14 +144,29 @@ def test_adapters_show_text_size_loss_accuracy_and_departures(tmp_path: Path) ->
 def test_a_training_shorter_than_the_papers_is_among_what_was_not_run(tmp_path: Path) -> None:
     (tmp_path / "mirror.csv").write_text("task,status\n")
     short = settings_dict(SimCSE(steps=100, batch_size=32))
-    for stage, changes in (("uni-simcse", {"hyperparameters": short}), ("mntp-simcse", {})):
-        add_adapter(tmp_path, stage, **changes)
+    of_rate = settings_dict(SimCSE(learning_rate=1e-3))  # another rate, at full length
+    for stage, used in (
+        ("bi-simcse", of_rate), ("uni-simcse", short), ("mntp-simcse", short),
+    ):  # fmt: skip
+        add_adapter(tmp_path, stage, hyperparameters=used)
     table = tables_plan.not_run(load_results(tmp_path))
     (row,) = (row for row in texts(table) if row[0] == "Training at full length")
     assert row[1:5] == [
-        "SmolLM2-135M", "uni-simcse: steps 1,000, batch size 128", "1", "a GPU",
+        "SmolLM2-135M", "uni-simcse, bi-mntp-simcse: steps 1,000, batch size 128", "2", "a GPU",
     ]  # fmt: skip
     assert row[5].endswith("--variant VARIANT --steps 1000 --batch-size 128")
+
+
+def test_a_text_that_stands_in_does_not_go_by_the_real_ones_name(tmp_path: Path) -> None:
+    data = [
+        {"id": SENTENCES, "revision": "mirror", "source": "mirror", "status": STAND_IN},
+        {"id": "wikipedia-sample", "revision": "r", "source": "asset", "status": STAND_IN},
+    ]
+    add_adapter(tmp_path, "mntp", data=data)
+    (row,) = texts(tables_adapters.training(load_results(tmp_path)))
+    first, second = row[2].split("; ")
+    assert first == f"wiki-sentences (mirror, in place of {SENTENCES})"
+    assert second == f"wikipedia-sample (asset, {STAND_IN})"
 
 
 def test_accuracy_that_could_not_be_measured_is_marked(tmp_path: Path) -> None:
