@@ -1,7 +1,7 @@
 """The kinds of test that claims are made of: functions from evidence to an outcome.
 
 A test returns None where the evidence is not there ("not run"). Comparisons take the means as
-they are, however small the difference, over the tasks that all sides have.
+they are, over the tasks that all sides have; how near a verdict is to the other one is its margin.
 """
 
 from __future__ import annotations
@@ -23,11 +23,16 @@ LLM2VEC, MNTP = "bi-mntp-simcse", "bi-mntp"
 
 @dataclass(frozen=True)
 class Outcome:
-    """``numbers``: what was compared; ``tasks``: how many tasks or items it rests on."""
+    """``numbers``: what was compared; ``tasks``: how many tasks or items it rests on.
+
+    ``margin``: points by which the least favourable comparison is won, negative where it is lost;
+    None where points decide nothing.
+    """
 
     holds: bool
     numbers: str
     tasks: str
+    margin: float | None = None
 
 
 Test = Callable[[View], Outcome | None]
@@ -58,9 +63,9 @@ def above(higher: Cell, lower: Cell, reverse_for: str = "") -> Test:
         if means is None:
             return None
         left, right = means.values
-        holds = left < right if view.model.architecture == reverse_for else left > right
+        margin = right - left if view.model.architecture == reverse_for else left - right
         numbers = _versus((_label(higher), _label(lower)), (left, right))
-        return Outcome(holds, numbers, view.count(means.tasks))
+        return Outcome(margin > 0, numbers, view.count(means.tasks), margin)
 
     return test
 
@@ -76,9 +81,9 @@ def above_on_each_task(higher: str, lower: str) -> Test:
             f"{task} {left:.2f} {_sign(left, right)} {right:.2f}"
             for task, (left, right) in means.per_task.items()
         )
-        holds = all(left > right for left, right in means.per_task.values())
+        margin = min(left - right for left, right in means.per_task.values())
         names = f"{VARIANTS[higher].display} against {VARIANTS[lower].display}"
-        return Outcome(holds, f"{names}: {numbers}", view.count(means.tasks))
+        return Outcome(margin > 0, f"{names}: {numbers}", view.count(means.tasks), margin)
 
     return test
 
@@ -87,19 +92,19 @@ def pooling_is(variants: Sequence[str], pooling: str, best: bool = True) -> Test
     """One pooling gives the best (or the worst) mean of the three for each of the variants."""
 
     def test(view: View) -> Outcome | None:
-        holds, texts, tasks = True, [], []
+        margins, texts, tasks = [], [], []
         for variant in variants:
             means = view.compare(*((variant, p) for p in POOLINGS))
             if means is None:
                 return None
             scores = dict(zip(POOLINGS, means.values, strict=True))
             others = [score for name, score in scores.items() if name != pooling]
-            extreme = scores[pooling] > max(others) if best else scores[pooling] < min(others)
-            holds &= extreme
+            margins += [(scores[pooling] - other) * (1 if best else -1) for other in others]
             shown = ", ".join(f"{POOLING_DISPLAY[p]} {s:.2f}" for p, s in scores.items())
             texts.append(f"{VARIANTS[variant].display}: {shown}")
             tasks.append(means.tasks)
-        return Outcome(holds, "; ".join(texts), view.count(min(tasks)))
+        margin = min(margins)
+        return Outcome(margin > 0, "; ".join(texts), view.count(min(tasks)), margin)
 
     return test
 
@@ -108,7 +113,7 @@ def best_under_every_pooling(best: str, needed: Sequence[str], more: Sequence[st
     """A variant above all others that were run, for each pooling; ``needed`` must be there."""
 
     def test(view: View) -> Outcome | None:
-        holds, texts, tasks = True, [], []
+        margins, texts, tasks = [], [], []
         for pooling in POOLINGS:
             extra = [v for v in more if (v, pooling) in view.cells]
             others = [*needed, *extra]
@@ -117,11 +122,12 @@ def best_under_every_pooling(best: str, needed: Sequence[str], more: Sequence[st
                 return None
             own, *rest = means.values
             second = max(range(len(rest)), key=rest.__getitem__)
-            holds &= own > rest[second]
+            margins.append(own - rest[second])
             name = f"{POOLING_DISPLAY[pooling]}: {VARIANTS[best].display}"
             texts.append(_versus((name, VARIANTS[others[second]].display), (own, rest[second])))
             tasks.append(means.tasks)
-        return Outcome(holds, "; ".join(texts), view.count(min(tasks)))
+        margin = min(margins)
+        return Outcome(margin > 0, "; ".join(texts), view.count(min(tasks)), margin)
 
     return test
 
@@ -139,7 +145,8 @@ def hardly_lower(view: View) -> Outcome | None:
         return None
     loss = means.values[1] - means.values[0]
     parts = "; ".join(f"{t} {b - u:+.2f}" for t, (b, u) in means.per_task.items())
-    return Outcome(loss <= HARDLY, f"mean {-loss:+.2f} ({parts})", view.count(means.tasks))
+    text = f"mean {-loss:+.2f} ({parts})"
+    return Outcome(loss <= HARDLY, text, view.count(means.tasks), HARDLY - loss)
 
 
 def gain(view: View) -> Outcome | None:
@@ -151,11 +158,11 @@ def gain(view: View) -> Outcome | None:
     percent = 100 * (ours / max(causal) - 1)
     numbers = f"{ours:.2f} against {max(causal):.2f}: {percent:+.1f} %"
     expected = PRINTED_GAINS.get(view.model.name)
-    holds = percent > 0
     if expected is not None and means.tasks == TOTALS["subset"]:
-        holds = abs(percent - expected) <= GAIN_TOLERANCE
-        numbers += f" (printed {expected:+.1f} %)"
-    return Outcome(holds, numbers, view.count(means.tasks))
+        near = abs(percent - expected) <= GAIN_TOLERANCE
+        return Outcome(near, f"{numbers} (printed {expected:+.1f} %)", view.count(means.tasks))
+    margin = ours - max(causal)
+    return Outcome(margin > 0, numbers, view.count(means.tasks), margin)
 
 
 def positive_nearer(view: View) -> Outcome | None:

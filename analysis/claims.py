@@ -5,8 +5,9 @@
 A claim holds, fails, or was not run: on the paper's own numbers and on every model measured here,
 over the tasks that are there (with their count). "No printed numbers": Figures 4 and 5 are drawn
 in the paper but not tabulated. A claim says that one score is above another, so a test compares
-means as they are, however small the difference; the numbers stand beside the verdict. Where a
-claim says "hardly", "high" or "larger", the limit is ours and stands in its sentence.
+means as they are, however small the difference; the points that part a verdict from the other one
+stand beside it. Where a claim says "hardly", "high" or "larger", the limit is ours and stands in
+its sentence.
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ CLAIMS = (
     Claim(
         "layers", "4.2", "Figure 5",
         "Causal and bidirectional states of the same weights differ in LLaMA models and hardly in "
-        f"Mistral (mean cosine below, not below {SIMILAR:g}).",
+        f"Mistral (mean cosine below {SIMILAR:g} there, not here; the limit is ours).",
         ("layers",), layers_as_expected,
     ),
 )  # fmt: skip
@@ -178,7 +179,8 @@ def evaluate(evidence: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -> pd.Dat
     """Every claim on every source, kind and model that has evidence for it.
 
     Columns: claim, source, kind, model (empty for a claim across models), verdict (holds, fails,
-    not run), tasks, numbers. A claim without a row for the paper has no printed numbers.
+    not run), tasks, numbers, margin (points, negative where it fails). A claim without a row for
+    the paper has no printed numbers.
     """
     everything = views(evidence)
     rows = []
@@ -195,8 +197,8 @@ def evaluate(evidence: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -> pd.Dat
                     if outcome is not None:
                         verdict = "holds" if outcome.holds else "fails"
                         rows.append((claim.id, source, kind, model, verdict, outcome.tasks,
-                                     outcome.numbers))  # fmt: skip
-    columns = ["claim", "source", "kind", "model", "verdict", "tasks", "numbers"]
+                                     outcome.numbers, outcome.margin))  # fmt: skip
+    columns = ["claim", "source", "kind", "model", "verdict", "tasks", "numbers", "margin"]
     return pd.DataFrame(rows, columns=columns)
 
 

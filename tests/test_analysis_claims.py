@@ -1,5 +1,6 @@
 """The ledger of claims: what the paper's numbers say, and that verdicts follow the numbers."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -286,7 +287,8 @@ def test_a_flipped_record_flips_the_verdict_in_the_ledger(
     texts = [part for part in ledger_of(tmp_path)[claim].split("; ") if part.startswith(name)]
     assert len(texts) == 1 and texts[0].startswith(f"{name}: fails"), texts
     before = [part for part in ledger_of(all_hold)[claim].split("; ") if part.startswith(name)]
-    assert before[0].replace(": holds", ": fails") == texts[0], "and nothing but the verdict"
+    plain = [re.sub(r" by \d+\.\d\d", "", text) for text in (before[0], texts[0])]
+    assert plain[0].replace(": holds", ": fails") == plain[1], "and nothing but the verdict"
 
 
 def test_a_flipped_number_of_the_paper_shows_in_the_ledger(tmp_path: Path) -> None:
@@ -319,8 +321,57 @@ def test_table_of_claims_counts_models_and_tasks(full: Results) -> None:
     assert len(cells) == len(CLAIMS)
     assert cells["echo"][4] == "holds (4 of 4 models)"
     assert cells["layers"][4] == "no printed numbers"
-    assert "SmolLM2-135M: holds (MTEB subset, 8 of 15 tasks)" in cells["pooling-eos"][5]
+    assert re.search(
+        r"SmolLM2-135M: holds by \d+\.\d\d \(MTEB subset, 8 of 15 tasks\)", cells["pooling-eos"][5]
+    )
+    assert " by " not in cells["layers"][5], "points decide nothing there"
     assert cells["words-encoders"][5] == "not run"
+
+
+MARGINS = {
+    # by the scores above, times 100: of the least favourable comparison
+    "words-bi-llama": 5, "words-mntp": 2, "words-simcse": 1, "pooling-uni": 5, "pooling-llm2vec": 5,
+    "pooling-eos": 10, "bi-llama": 5, "bi-full": 10, "simcse-best": 3, "gain": 25,
+    "mntp-over-uni": 10, "echo": 3,
+}  # fmt: skip
+
+
+def test_a_margin_is_what_parts_a_verdict_from_the_other_one(all_hold: Path) -> None:
+    outcomes = evaluate(collect_evidence(load_results(all_hold)))
+    own = outcomes[(outcomes["source"] == "results") & (outcomes["model"] == "smollm2-135m")]
+    found = own.dropna(subset="margin").groupby("claim")["margin"].min()
+    assert found.to_dict() == pytest.approx(MARGINS)
+    told = outcomes.dropna(subset="margin")
+    assert ((told["margin"] >= 0) == (told["verdict"] == "holds")).all()
+    close = outcomes[(outcomes["claim"] == "words-bi-mistral") & (outcomes["source"] == "paper")]
+    assert close["margin"].tolist() == pytest.approx([1 - 0.47], abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("claim", "cell", "score", "margin"),
+    [
+        ("pooling-uni", ("uni", "mean", "STS17"), 0.36, -1),
+        ("simcse-best", ("uni-simcse", "eos", "STS17"), 0.54, -4),
+        ("echo", ("echo", "mean", "STS17"), 0.46, -1),
+        ("gain", LLM2VEC, 0.33, -2),
+    ],
+)
+def test_the_margin_of_a_failure_is_negative(
+    all_hold: Path,
+    tmp_path: Path,
+    claim: str,
+    cell: tuple[str, str, str],
+    score: float,
+    margin: int,
+) -> None:
+    root = shutil.copytree(all_hold, tmp_path / "changed")
+    add_one(root, SUITE, "smollm2-135m", cell, score)
+    results = load_results(root)
+    rows = evaluate(collect_evidence(results))
+    own = rows[(rows["claim"] == claim) & (rows["model"] == "smollm2-135m")]
+    assert own.loc[own["source"] == "results", "margin"].tolist() == pytest.approx([margin])
+    shown = {row[0]: row[5] for row in claims_table(results).rows}[claim]
+    assert f"SmolLM2-135M: fails by {-margin}.00 (" in shown
 
 
 def test_a_notebook_shows_the_claims_of_its_kind_with_our_numbers(all_hold: Path) -> None:
