@@ -96,7 +96,7 @@ def _seeds(axes: Axes, part: pd.DataFrame) -> None:
     axes.set_xticks(range(len(names)), [SETTINGS[name] for name in names])
     axes.set_xlim(-0.6, max(len(names), 1) - 0.4)
     axes.set_ylabel(f"{STSB.task} ({STSB.split})")
-    axes.set_title("(c) SimCSE, 20 steps: two seeds each")
+    axes.set_title("(c) SimCSE, 20 steps: seeds 42, 43")
 
 
 def _without_first(axes: Axes, part: pd.DataFrame) -> None:

@@ -177,11 +177,11 @@ def subset_tasks(results: Results) -> Table:
     tasks = _run_or(SUITES["subset"], results.mteb, SUITES["exact8"])
     suites = [SUITES["short6"], SUITES["exact8"], SUITES["subset"]]
     means = {f"{len(suite)} of {len(SUITES['subset'])} tasks": suite for suite in suites}
+    rows = results.of("mteb_subset", "mteb_full")
     return _summary(
         "subset_tasks", "Tasks of the 15-task subset by variant and pooling",
-        _with_tasks(results.mteb, tasks), tasks, means,
-        Origin.of(results.of("mteb_subset", "mteb_full")),
-        (POINTS_NOTE, EMPTY_NOTE, MARK_NOTE),
+        _with_tasks(results.mteb, tasks), tasks, means, Origin.of(rows),
+        (POINTS_NOTE, EMPTY_NOTE, MARK_NOTE, *_remarks(rows)),
     )  # fmt: skip
 
 
@@ -192,11 +192,19 @@ def smollm2(results: Results) -> Table:
     means = {f"{len(suite)} of {len(SUITES['subset'])} tasks": suite for suite in suites}
     cells = {names: cell for names, cell in results.mteb.items() if names[0] == model}
     rows = results.of("mteb_subset", "mteb_full")
+    rows = rows[rows["model"] == model]
     return _summary(
         "smollm2", "SmolLM2-135M on tasks of the 15-task subset",
-        _with_tasks(cells, tasks), tasks, means, Origin.of(rows[rows["model"] == model]),
-        (POINTS_NOTE, EMPTY_NOTE),
+        _with_tasks(cells, tasks), tasks, means, Origin.of(rows),
+        (POINTS_NOTE, EMPTY_NOTE, *_remarks(rows)),
     )  # fmt: skip
+
+
+def _remarks(rows: pd.DataFrame) -> list[str]:
+    """A sentence per task whose data are exact but for a remark; its scores enter the means."""
+    status = rows.drop_duplicates("task").set_index("task")["dataset_status"].astype(str)
+    told = status[status.str.startswith("exact, ")].str.removeprefix("exact, ")
+    return [f"{short_task(task)}: {remark}; it enters the means." for task, remark in told.items()]
 
 
 def _with_tasks(cells: Cells, tasks: Sequence[str]) -> dict[Names, Mapping[str, Score]]:

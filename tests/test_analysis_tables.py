@@ -237,6 +237,21 @@ def test_marked_data_carry_their_remark_and_enter_no_mean(tmp_path: Path) -> Non
     assert table.loc[0, "15 of 15 tasks"] == ""
 
 
+def test_a_remark_on_exact_data_stands_in_the_note_and_the_mean_counts_the_task(
+    tmp_path: Path,
+) -> None:
+    odd = {"id": "x", "revision": "1", "source": "mirror", "status": "exact, rows in another order"}
+    for task in SUITES["short6"]:
+        data = {"dataset": odd} if task == "STS17" else {}
+        made.add(tmp_path, "mteb_subset", "smollm2-135m", "uni", "mean", task, 0.3, **data)
+    for make in (tables_own.subset_tasks, tables_own.smollm2):
+        table = make(load_results(tmp_path))
+        assert [n for n in table.notes if "order" in n] == [
+            "STS17: rows in another order; it enters the means."
+        ]
+        assert shown(table).loc[0, "6 of 15 tasks"].strip("*") == "30.00"
+
+
 def test_intervals_stand_beside_scores(full: Results) -> None:
     table = shown(tables_own.subset_intervals(full))
     row = table[table["Task"] == "STSBenchmark"].iloc[0]
