@@ -3,7 +3,8 @@
 ``{instruction} {text}``, wrapped by the model's chat format where it has one; the pooled span is
 the text and, as in the published evaluation, the closing part of the chat format; never BOS and
 never the instruction. Echo (Springer et al. 2024) shows the text twice and pools the second
-occurrence.
+occurrence; a text that does not fit twice is shortened until it does, so that what is pooled is
+what was read before.
 
 Deviations on purpose. The span is found by character offsets; the published code counts the
 tokens of the text tokenized alone, which is off by a token where the blank before the text
@@ -65,6 +66,43 @@ def build_prompt(
         head = f"{head}{before}{text}{again}"
     string = f"{head}{text}{closing}"
     return Prompt(string, len(head), len(string))
+
+
+def build_prompts(
+    pairs: Sequence[tuple[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    model: Model | None = None,
+    limit: int = TEXT_MAX_LENGTH,
+    max_length: int = MAX_LENGTH,
+    echo: bool = False,
+) -> list[Prompt]:
+    """The prompt of each (instruction, text), its text shortened to ``limit`` tokens."""
+    rows: dict[int, list[int]] = {}
+    limits = {
+        instruction: min(limit, _echo_room(instruction, tokenizer, model, max_length))
+        if echo else limit
+        for instruction, _ in pairs
+    }  # fmt: skip
+    for index, (instruction, _) in enumerate(pairs):
+        rows.setdefault(limits[instruction], []).append(index)
+    texts = [text for _, text in pairs]
+    for most, own in rows.items():
+        kept = shorten([texts[i] for i in own], tokenizer, most, max_length)
+        for index, text in zip(own, kept, strict=True):
+            texts[index] = text
+    return [
+        build_prompt(instruction, text, model, echo)
+        for (instruction, _), text in zip(pairs, texts, strict=True)
+    ]
+
+
+def _echo_room(
+    instruction: str, tokenizer: PreTrainedTokenizerBase, model: Model | None, max_length: int
+) -> int:
+    """Tokens of a text that fits twice beside what else Echo's prompt has, EOS included."""
+    frame = build_prompt(instruction, "", model, echo=True).string
+    # Either occurrence may be a token longer there than alone, where a blank does not merge.
+    return max(1, (max_length - len(tokenizer(frame)["input_ids"]) - 1) // 2 - 1)
 
 
 def shorten(

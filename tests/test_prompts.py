@@ -8,7 +8,14 @@ from conftest import tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm2vec.prompts import ECHO_TEMPLATE, build_prompt, format_instruction, shorten, tokenize
+from llm2vec.prompts import (
+    ECHO_TEMPLATE,
+    build_prompt,
+    build_prompts,
+    format_instruction,
+    shorten,
+    tokenize,
+)
 from llm2vec.registry import MODELS, Model
 
 if TYPE_CHECKING:
@@ -123,6 +130,38 @@ def test_echo_pools_the_second_occurrence(
     before, inside = pooled(tokenizer, INSTRUCTION, text, model, echo=True)
     assert before == f"<s>{opening}{INSTRUCTION} {first}{text}{again}".rstrip()
     assert inside == f" {text}{closing}"
+
+
+@pytest.mark.parametrize("model", [None, MISTRAL])
+@settings(max_examples=40, deadline=None)
+@given(text=st.lists(words, min_size=1, max_size=80).map(" ".join), instructed=st.booleans())
+def test_of_echo_the_whole_second_occurrence_is_there_to_be_pooled(
+    tokenizer: "PreTrainedTokenizerBase", model: Model | None, text: str, instructed: bool
+) -> None:
+    """Else a long text would be pooled over its beginning alone, or not at all."""
+    size, instruction = 200, INSTRUCTION if instructed else ""
+    pairs = [("", "the fox"), (instruction, text)]
+    _, prompt = build_prompts(pairs, tokenizer, model, 190, size, echo=True)
+    _, again = ECHO_TEMPLATE
+    closing = model.chat[1] if model else ""
+    first, second = prompt.string.removesuffix(closing).split(again)
+    assert first.endswith(second) and text.startswith(second) and second
+    for append_eos in (False, True):
+        (tokens,) = tokenize([prompt], tokenizer, size, append_eos)
+        pooled_ids = [i for i, inside in zip(tokens.ids, tokens.span, strict=True) if inside]
+        assert tokenizer.decode(pooled_ids).strip() == second + closing
+    (alone,) = tokenizer([text], add_special_tokens=False)["input_ids"]
+    (frame,) = tokenize([build_prompt(instruction, "", model, echo=True)], tokenizer, size)
+    if 2 * (len(alone) + 1) + len(frame.ids) < size:
+        assert second == text, "what fits is not shortened"
+
+
+def test_without_echo_a_text_may_be_as_long_as_before(
+    tokenizer: "PreTrainedTokenizerBase",
+) -> None:
+    text = " ".join(["fox"] * 60)
+    (plain,) = build_prompts([(INSTRUCTION, text)], tokenizer, None, 50, 80)
+    assert plain == build_prompt(INSTRUCTION, shorten([text], tokenizer, 50, 80)[0])
 
 
 def test_special_strings_in_a_text_are_just_pooled(tokenizer: "PreTrainedTokenizerBase") -> None:
