@@ -33,7 +33,7 @@ from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import AssetError, SettingError
 from llm2vec.export import export
 from llm2vec.folders import check_output, read_settings
-from llm2vec.loading import load_backbone, resolve_model
+from llm2vec.loading import load_backbone, resolve_dtype, resolve_model
 from llm2vec.mntp import train_mntp
 from llm2vec.model_card import Score
 from llm2vec.registry import MNTP, SUITES, TASKS, VARIANTS, Model, SimCSE
@@ -92,7 +92,7 @@ def convert(name: str, data: Path, output: Path, settings: Settings) -> Path:
     )  # fmt: skip
     options = Options(settings.dtype, settings.device, save_every=settings.save_every)
     if not folders[0].exists():
-        _check_decoder(model, work, settings.device)
+        _check_decoder(model, work, settings.device, causal=settings.scores)
     _say("MNTP")
     train_mntp(model, mntp, model.mntp, folders[0], options, data, accuracy=False)
     _say("SimCSE")
@@ -154,14 +154,21 @@ def mask_token(tokenizer: PreTrainedTokenizerBase) -> str:
     return found
 
 
-def _check_decoder(model: Model, work: Path, device: str | None) -> None:
-    """The full leak check in float32, and a trial of the export, before hours of training."""
+def _check_decoder(model: Model, work: Path, device: str | None, causal: bool) -> None:
+    """The full leak check in float32, and a trial of the export, before hours of training.
+
+    ``causal``: check that side as well, which the scores of the decoder as it is are taken on, also
+    in the dtype that they are taken in.
+    """
     backbone, tokenizer = load_backbone(model.name, dtype="float32", device=device)
-    set_attention(backbone, True)
-    check_attention(backbone, True, tolerance=1e-3)
+    for bidirectional in (False, True) if causal else (True,):
+        set_attention(backbone, bidirectional)
+        check_attention(backbone, bidirectional, tolerance=1e-3)
     trial = work / "trial"
     shutil.rmtree(trial, ignore_errors=True)  # of a run that was killed right here
     shutil.rmtree(export(LLM2Vec(backbone, tokenizer, model=model), trial, scores=[]))
+    if causal:
+        set_attention(backbone.to(resolve_dtype(None, model)), False)
 
 
 # --------------------------------------------------------------------------- scores

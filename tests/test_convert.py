@@ -8,14 +8,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from conftest import tiny_tokenizer
 from sentence_transformers import SentenceTransformer
 from training_help import TEXTS, write_texts
+from transformers import AutoModelForCausalLM, Lfm2Config, PreTrainedModel
 
 from llm2vec import LLM2Vec
 from llm2vec import convert as module
 from llm2vec.adapters import adapter_hash
 from llm2vec.convert import AFTER, BEFORE, SCORED, SWITCHED, Settings, convert, trainable_model
-from llm2vec.errors import DataError, LLM2VecError, SettingError
+from llm2vec.errors import AttentionError, DataError, LLM2VecError, SettingError
 from llm2vec.export import cosines
 from llm2vec.registry import MODELS, SUITES
 
@@ -159,6 +162,57 @@ def test_what_cannot_be_exported_is_not_trained(
     with pytest.raises(SettingError, match="adds special tokens other than one BOS"):
         convert(str(folder), data, tmp_path / "encoder", SETTINGS)
     assert not list((tmp_path / "encoder.training").glob("*"))
+
+
+def test_a_hybrid_is_not_trained(data: Path, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(add_bos=True)
+    config = Lfm2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, layer_types=["full_attention", "conv"],
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).float().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(AttentionError, match=r"lfm2.*1 conv"):
+        convert(str(tmp_path / "model"), data, tmp_path / "encoder", SETTINGS)
+    assert not list((tmp_path / "encoder.training").glob("*"))
+
+
+@pytest.mark.parametrize("fails", ["set_attention", "check_attention"])
+def test_what_cannot_be_scored_causal_is_not_trained(
+    tiny_llama_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    real = getattr(module, fails)
+
+    def never_causal(backbone: object, bidirectional: bool, **options: object) -> None:
+        if not bidirectional:
+            raise AttentionError("cannot be made causal")
+        real(backbone, bidirectional, **options)
+
+    monkeypatch.setattr(module, fails, never_causal)
+    out = tmp_path / "encoder"
+    with pytest.raises(AttentionError, match="cannot be made causal"):
+        convert(str(tiny_llama_dir), data, out, replace(SETTINGS, scores=True))
+    assert not (tmp_path / "encoder.training" / "mntp").exists()
+    module._check_decoder(trainable_model(str(tiny_llama_dir)), tmp_path, "cpu", causal=False)
+
+
+def test_causal_scores_are_tried_in_the_dtype_they_are_taken_in(
+    tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = module.set_attention, []
+
+    def switch(backbone: PreTrainedModel, bidirectional: bool) -> None:
+        calls.append((backbone.dtype, bidirectional))
+        real(backbone, bidirectional)
+
+    monkeypatch.setattr(module, "set_attention", switch)
+    model = replace(trainable_model(str(tiny_llama_dir)), dtype="bfloat16")
+    module._check_decoder(model, tmp_path, "cpu", causal=True)
+    both = [(torch.float32, False), (torch.float32, True)]
+    assert calls == [*both, (torch.bfloat16, False)]
+    calls.clear()
+    module._check_decoder(model, tmp_path, "cpu", causal=False)
+    assert calls == both[1:]
 
 
 def test_settings_come_from_the_registry_or_the_architecture(tiny_llama_dir: Path) -> None:
