@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llm2vec.adapters import ADAPTER_WEIGHTS
 from llm2vec.errors import LLM2VecError, SettingError
 from llm2vec.results import hash_of, write_atomic
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llm2vec import corpora, gradcache
 from llm2vec.adapters import adapter_folder, adapter_hash, check_origin
+from llm2vec.architectures import fitted
 from llm2vec.attention import set_attention
 from llm2vec.batching import token_batches
 from llm2vec.errors import DataError, SettingError
@@ -255,6 +256,7 @@ def train_simcse(
             f"variant {variant.name!r} has no SimCSE stage. Valid: uni-simcse, bi-simcse, "
             "bi-mntp-simcse."
         )
+    settings, registry = (fitted(s, model.architecture) for s in (settings, registry))
     sentences, sources = corpora.training_sentences(text)  # cheaper than a model
     stage, tokenizer, merged = build(model, variant, settings, options, mntp)
     tokens = tokenize_sentences(sentences, tokenizer, settings)

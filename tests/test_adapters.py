@@ -274,6 +274,12 @@ def test_own_checkpoints_come_before_shipped_adapters(roots: tuple[Path, Path]) 
     assert adapter_hash(there) == sha256_file(there / ADAPTER_WEIGHTS)
 
 
+def test_the_name_of_the_weights_is_written_once() -> None:
+    """Trained, looked for and hashed under one name."""
+    code = "\n".join(file.read_text() for file in Path(paths.__file__).parent.glob("*.py"))
+    assert code.count(f'"{ADAPTER_WEIGHTS}"') == 1
+
+
 def test_adapters_come_in_the_order_of_the_recipe(roots: tuple[Path, Path]) -> None:
     own, _ = roots
     stages = {stage: put(own, stage) for stage in ("mntp", "mntp-simcse", "uni-simcse")}

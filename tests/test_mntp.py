@@ -11,7 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from training_help import LORA, MNTP_SETTINGS, TEXTS, run, write_texts
+from transformers import PreTrainedTokenizerFast
 
 from llm2vec.attention import set_attention
 from llm2vec.errors import DataError, SettingError
@@ -279,3 +283,55 @@ def test_training_raises_masked_accuracy_and_the_note_says_so(
     assert note["before"]["accuracy"] == accuracy[0] and note["before"]["n"] > 100
     assert note["after"]["accuracy"] == pytest.approx(accuracy[1], abs=0.03)  # saved in bfloat16
     assert note["data"]["id"] == "Salesforce/wikitext" and note["blocks"] == len(blocks)
+
+
+@pytest.fixture
+def without_underscore(make_tiny_llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A decoder whose vocabulary is words and ``<mask>``, with a test split for its accuracy."""
+    mirrored = tmp_path / "mirror" / "wikitext-103-raw-v1" / "test.parquet"
+    mirrored.parent.mkdir(parents=True)
+    pd.DataFrame({"text": TEXTS}).to_parquet(mirrored)
+    monkeypatch.setenv("LLM2VEC_DATA", str(tmp_path / "mirror"))
+    words = ["<pad>", "<s>", "</s>", "<unk>", "<mask>", *dict.fromkeys(" ".join(TEXTS).split())]
+    inner = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        unk_token="<unk>",
+    )  # fmt: skip
+    make_tiny_llama(vocab_size=len(words)).model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_the_accuracy_of_a_run_is_measured_with_its_own_mask(
+    without_underscore: Path, tmp_path: Path
+) -> None:
+    arguments = ("mntp", without_underscore, write_texts(tmp_path), tmp_path / "out")
+    with pytest.raises(SettingError, match="no token '_' to mask with"):
+        run(*arguments, steps=1)
+    out = run(*arguments, steps=1, mask_token="<mask>")
+    note = json.loads((out / "provenance.json").read_text())["masked_accuracy"]
+    assert note["before"]["n"] == note["after"]["n"] > 50
+    stage, tokenizer = load_backbone(without_underscore, head=True, device="cpu")
+    set_attention(stage, True)
+    blocks = make_blocks(TEXTS, tokenizer, 16)
+    assert note["before"] == evaluate_masked_accuracy(stage, tokenizer, blocks, mask_token="<mask>")
+    with pytest.raises(SettingError, match="no token '_' to mask with"):
+        evaluate_masked_accuracy(stage, tokenizer, blocks)
+
+
+def test_an_accuracy_that_cannot_be_measured_costs_no_adapter(
+    without_underscore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise SettingError("no way")
+
+    monkeypatch.setattr("llm2vec.mntp.evaluate_masked_accuracy", fails)
+    out = run(
+        "mntp", without_underscore, write_texts(tmp_path), tmp_path / "out", steps=1,
+        mask_token="<mask>",
+    )  # fmt: skip
+    note = json.loads((out / "provenance.json").read_text())
+    assert note["masked_accuracy"] == {"not measured": "no way"}
+    assert load_file(out / "adapter_model.safetensors")
