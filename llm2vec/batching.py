@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2vec.kernels import faster_forwards, replaced
 
@@ -40,6 +40,12 @@ class Batch:
 def tokens_per_pass(device: torch.device) -> int:
     """Padded tokens of a batch that suit a device: few for a CPU and its cache, many for a GPU."""
     return GPU_TOKENS if device.type == "cuda" else MAX_TOKENS
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What fills a row: the padding token, else EOS, else 0; the mask hides it in any case."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(index for index in ids if index is not None)
 
 
 def fewest_tokens(max_tokens: int) -> int:

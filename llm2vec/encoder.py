@@ -13,7 +13,7 @@ baselines keep their own pooling and ignore instructions.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llm2vec import prompts
 from llm2vec.adapters import adapter_folders, adapter_hash, published_adapters
 from llm2vec.attention import set_attention
-from llm2vec.batching import Batch, TokenCounter, iterate, tokens_per_pass
+from llm2vec.batching import Batch, TokenCounter, iterate, padding_id, tokens_per_pass
 from llm2vec.errors import SettingError, UnknownNameError
 from llm2vec.folders import CONFIG, open_checkpoint
 from llm2vec.inputs import Pair, as_pairs
-from llm2vec.loading import load_backbone, merge_adapter, resolve_model
+from llm2vec.loading import (
+    described,
+    load_backbone,
+    merge_adapter,
+    model_of,
+    resolve_model,
+    say_if_plain,
+    variant_of,
+    write_backbone,
+)
 from llm2vec.mixed import loading_dtype, precision_of, set_precision
 from llm2vec.pooling import last_pool, mean_pool, rows_of, weighted_mean_pool
 from llm2vec.portions import ahead, portions
 from llm2vec.registry import (
     POOLINGS,
     TEXT_MAX_LENGTH,
-    VARIANTS,
     Model,
     Variant,
     get_model,
@@ -72,9 +80,10 @@ class LLM2Vec:
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.model = model or resolve_model(backbone.config._name_or_path)
-        self.variant = variant or VARIANTS[_attention_of(backbone)]
+        causal = getattr(backbone.config, "is_causal", None) is not False
+        self.variant = variant or variant_of(self.model, {}, not causal)
         own = self.variant.attention == "own"
-        self.pooling = OWN if own else get_pooling(pooling_mode)
+        self.pooling = OWN if own else self._own_name(pooling_mode)
         self.max_length = self.model.max_length if max_length is None else max_length
         self.text_max_length = TEXT_MAX_LENGTH if doc_max_length is None else doc_max_length
         if self.max_length < 3 or self.text_max_length < 1:
@@ -104,6 +113,8 @@ class LLM2Vec:
         dtype: str | torch.dtype | None = None,
         torch_dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        base_model: str | None = None,
+        revision: str | None = None,
         **model_kwargs: Any,
     ) -> LLM2Vec:
         """Encoder from a registry name, a hub id or a folder, and adapters, merged in order.
@@ -111,10 +122,12 @@ class LLM2Vec:
         A folder in the published layout or one written here brings its own settings
         (``llm2vec_config.json``); arguments go before them, and without either it is mean pooling
         with bidirectional attention. Adapters are always merged, whatever ``merge_peft``.
-        ``model_kwargs`` (``device_map``, ``attn_implementation``, ...) go to transformers; code of
-        a repository is never run. Raises :class:`~llm2vec.errors.LLM2VecError` for unknown names,
-        weights that cannot be had, an adapter that does not fit, or a backbone whose attention
-        cannot be switched.
+        ``base_model`` is the registry name of what a folder is a copy of, whose chat format, dtype
+        and so on it then has; ``revision`` that of the weights and tokenizer on the hub.
+        ``model_kwargs`` (``device_map``, ``token``, ...) go to transformers; code of a repository
+        is never run. Raises :class:`~llm2vec.errors.LLM2VecError` for unknown names, weights that
+        cannot be had, an adapter that does not fit, or a backbone whose attention cannot be
+        switched.
         """
         extra = extra_model_name_or_path
         more = [extra] if isinstance(extra, str | Path) else [*(extra or ())]
@@ -128,20 +141,24 @@ class LLM2Vec:
         settings |= {name: value for name, value in given.items() if value is not None}
         if settings.get("skip_instruction") is False:
             raise SettingError("skip_instruction=False: the instruction is never pooled here")
-        get_pooling(settings.get("pooling_mode", "mean"))
-        model = checkpoint.model(resolve_model(checkpoint.base))
-        variant = _variant(model, settings, enable_bidirectional)
+        model = model_of(base_model_name_or_path, checkpoint, base_model, revision)
+        variant = variant_of(model, settings, enable_bidirectional)
+        if variant.attention != "own":
+            get_pooling(settings.get("pooling_mode", "mean"))
         model_kwargs.pop("trust_remote_code", None)
         dtype = dtype or torch_dtype
         backbone, tokenizer = load_backbone(
             checkpoint.base, dtype=loading_dtype(dtype), device=device,
-            tokenizer=checkpoint.tokenizer, **model_kwargs,
+            tokenizer=checkpoint.tokenizer, model=model, **model_kwargs,
         )  # fmt: skip
+        if "chat" not in settings:
+            say_if_plain(model, tokenizer)
         if variant.attention != "own":
             set_attention(backbone, variant.attention == "bidirectional")
         for folder in checkpoint.adapters:
             backbone = merge_adapter(backbone, folder)
         set_precision(backbone, dtype)
+        merged = settings.get("adapters") or ()  # before the folder was written
         return cls(
             backbone,
             tokenizer,
@@ -150,7 +167,7 @@ class LLM2Vec:
             settings.get("doc_max_length"),
             model=model,
             variant=variant,
-            adapters=tuple(adapter_hash(folder) for folder in checkpoint.adapters),
+            adapters=(*merged, *map(adapter_hash, checkpoint.adapters)),
         )
 
     def save(
@@ -162,16 +179,16 @@ class LLM2Vec:
         """Write backbone (adapters merged), tokenizer and ``llm2vec_config.json`` into a folder.
 
         :meth:`from_pretrained` reads it again; transformers reads it too, with the same attention.
+        Raises :class:`SettingError` for ``bfloat16-mixed``, which no folder can hold.
         """
         folder = Path(output_path)
-        self.backbone.save_pretrained(folder)
+        write_backbone(self.backbone, folder)
         self.tokenizer.save_pretrained(folder)
         if save_config:
             write_atomic(folder / CONFIG, json.dumps(self.settings(), indent=1) + "\n")
 
     def settings(self) -> dict[str, Any]:
         """What ``llm2vec_config.json`` says: everything but the weights."""
-        hub_id = self.model.hub_id
         return {
             "pooling_mode": self.pooling,
             "max_length": self.max_length,
@@ -179,8 +196,7 @@ class LLM2Vec:
             "skip_instruction": True,
             "enable_bidirectional": self.variant.attention != "causal",
             "variant": self.variant.name,
-            "base_model": self.model.display if Path(hub_id).exists() else hub_id,
-            "chat": list(self.model.chat) if self.model.chat else None,
+            **described(self.model, self.variant.attention == "own"),
             "adapters": list(self.adapters),
         }
 
@@ -218,7 +234,9 @@ class LLM2Vec:
     @property
     def poolings(self) -> tuple[str, ...]:
         """Poolings that this encoder can give."""
-        return (OWN,) if self.variant.attention == "own" else POOLINGS
+        if self.variant.attention == "own":
+            return (OWN,)
+        return tuple(p for p in POOLINGS if p != "eos" or self.tokenizer.eos_token_id is not None)
 
     # ----------------------------------------------------------------- encoding
     def encode(
@@ -259,7 +277,8 @@ class LLM2Vec:
         ``mean`` and ``weighted_mean`` share a forward pass. ``eos`` needs an EOS token at the
         end; under causal attention no other state feels it, so it shares that pass as well. No
         vector depends on which poolings are asked for together. Raises
-        :class:`~llm2vec.errors.UnknownNameError` for a pooling that this encoder cannot give.
+        :class:`~llm2vec.errors.UnknownNameError` for a pooling that this encoder cannot give, and
+        :class:`~llm2vec.errors.SettingError` for ``eos`` where the tokenizer has no EOS token.
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
@@ -274,11 +293,14 @@ class LLM2Vec:
         return out if len(unique) == len(rows) else {p: values[rows] for p, values in out.items()}
 
     def _own_name(self, pooling: str) -> str:
-        if self.variant.attention != "own":
-            return get_pooling(pooling)
-        if pooling != OWN:
+        own = self.variant.attention == "own"
+        name = pooling if own else get_pooling(pooling)
+        if name in self.poolings:
+            return name
+        if own:
             raise UnknownNameError("pooling of an encoder baseline", pooling, (OWN,))
-        return pooling
+        valid = ", ".join(self.poolings)
+        raise SettingError(f"pooling 'eos': the tokenizer has no EOS token. Valid: {valid}.")
 
     def _passes(self, poolings: tuple[str, ...]) -> list[tuple[tuple[str, ...], bool]]:
         """Groups of poolings that share a forward pass, and whether EOS is appended in it."""
@@ -304,7 +326,7 @@ class LLM2Vec:
                 lambda rows: self.tokenize([pairs[row] for row in rows], append_eos), chunks
             ):
                 for batch in iterate(
-                    self.backbone, [t.ids for t in tokens], self.tokenizer.pad_token_id,
+                    self.backbone, [t.ids for t in tokens], padding_id(self.tokenizer),
                     self.max_tokens, max_rows=batch_size, progress=bar.update,
                 ):  # fmt: skip
                     span = rows_of([tokens[i].span for i in batch.indices], batch.mask)
@@ -335,33 +357,11 @@ class LLM2Vec:
         if self.variant.attention == "own":
             built = [prompts.build_prompt("", text) for _, text in pairs]
         else:
-            texts = prompts.shorten(
-                [text for _, text in pairs],
-                self.tokenizer,
-                self.text_max_length,
-                self.max_length,
-            )
-            built = [
-                prompts.build_prompt(instruction, text, self.model, self.variant.echo)
-                for (instruction, _), text in zip(pairs, texts, strict=True)
-            ]
+            built = prompts.build_prompts(
+                pairs, self.tokenizer, self.model, self.text_max_length, self.max_length,
+                self.variant.echo,
+            )  # fmt: skip
         return prompts.tokenize(built, self.tokenizer, self.max_length, append_eos)
-
-
-def _attention_of(backbone: PreTrainedModel) -> str:
-    """Variant of a backbone that somebody else has loaded."""
-    return "bi" if getattr(backbone.config, "is_causal", None) is False else "uni"
-
-
-def _variant(model: Model, settings: Mapping[str, Any], bidirectional: bool | None) -> Variant:
-    """What the caller asks for, else what the folder says, else bidirectional."""
-    if model.kind == "encoder":
-        return VARIANTS["encoder"]
-    if bidirectional is None and "variant" in settings:
-        return get_variant(settings["variant"])
-    if bidirectional is None:
-        bidirectional = settings.get("enable_bidirectional", True)
-    return VARIANTS["bi" if bidirectional else "uni"]
 
 
 def load_encoder(

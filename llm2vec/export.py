@@ -45,12 +45,11 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-from llm2vec.architectures import KEEPS_THE_SWITCH
 from llm2vec.attention import check_attention
 from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import AttentionError, LLM2VecError, SettingError
 from llm2vec.folders import CONFIG, TOKENIZER, check_output
-from llm2vec.mixed import MIXED
+from llm2vec.loading import check_storable, write_backbone
 from llm2vec.model_card import Score, write_card
 from llm2vec.prompts import build_prompt, format_instruction
 from llm2vec.registry import PARTS, TASKS, get_pooling, get_variant
@@ -91,8 +90,7 @@ def export(
     output = Path(output)
     check_output(output)
     check_settings(encoder.variant.name, encoder.pooling)
-    if encoder.precision == MIXED:
-        raise SettingError(f"{MIXED} is a way to compute; load the encoder in float32 to export it")
+    check_storable(encoder.backbone)
     partial = output.parent / f".{output.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -130,12 +128,7 @@ def check_settings(variant: str | None, pooling: str | None) -> None:
 
 # --------------------------------------------------------------------------- writing
 def _write_model(encoder: LLM2Vec, folder: Path) -> None:
-    encoder.backbone.save_pretrained(folder)
-    keeps = KEEPS_THE_SWITCH.get(encoder.backbone.config.model_type)
-    if keeps:
-        file = folder / "config.json"
-        config = json.loads(file.read_text(encoding="utf-8")) | {"attn_implementation": keeps}
-        write_atomic(file, json.dumps(config, indent=2) + "\n")
+    write_backbone(encoder.backbone, folder)
     encoder.tokenizer.save_pretrained(folder / TOKENIZER)
     settings = encoder.settings() | {"tokenizer": TOKENIZER}
     write_atomic(folder / CONFIG, json.dumps(settings, indent=1) + "\n")

@@ -7,8 +7,9 @@ from it. A word is the mean of its positions' states (``llm2vec.words``).
 
 States are stored as float16: for float32 backbones a rounding of at most 5e-4 of the value,
 whose effect on the scores ``benchmarks/word_features.py`` measures. An entry is keyed by all that
-decides its content, the token ids included, is written under a lock and moved into place whole,
-and its size and sha256 are checked whenever it is opened; a damaged one is computed again.
+decides its content, the token ids and a local folder's weights included, is written under a lock
+and moved into place whole, and its size and sha256 are checked whenever it is opened; a damaged one
+is computed again.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ import torch
 from filelock import FileLock
 
 from llm2vec import paths
-from llm2vec.batching import TokenCounter, iterate
+from llm2vec.batching import TokenCounter, iterate, padding_id
 from llm2vec.errors import DataError
-from llm2vec.registry import STORED
+from llm2vec.registry import MODELS, STORED, Model
 from llm2vec.results import hash_of, sha256_file
 from llm2vec.words import ALIGNMENTS, Alignment, Tokens, bounds, token_digest
 
@@ -147,11 +148,10 @@ def compute_states(
     dtype = np.dtype(stored)
     counter = TokenCounter(encoder.backbone)
     started, size = time.perf_counter(), 0
-    pad = encoder.tokenizer.pad_token_id
     batches = iterate(
         encoder.backbone,
         sequences,
-        pad if pad is not None else 0,
+        padding_id(encoder.tokenizer),
         max_tokens or encoder.max_tokens,
         progress=progress,
     )
@@ -191,7 +191,19 @@ def features_key(encoder: LLM2Vec, tokens: Sequence[Tokens], stored: str) -> dic
         "tokens": token_digest(t.ids for t in tokens),
         "stored": stored,
         "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
+        **_origin(encoder.model),
     }
+
+
+def _origin(model: Model) -> dict[str, str]:
+    """What tells apart models outside the registry, whose names are but the end of a place."""
+    if model.hub_id in {known.hub_id for known in MODELS.values()}:
+        return {}
+    folder = Path(model.hub_id).resolve()
+    files = sorted(folder.glob("*.safetensors")) if model.hub_id else []
+    if not files:
+        return {"source": model.hub_id}
+    return {"weights": hash_of({file.name: sha256_file(file) for file in files})}
 
 
 def word_features(

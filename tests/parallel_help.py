@@ -43,6 +43,7 @@ class FakeEncoder:
 
 
 def vector_of(item: Any, pooling: str) -> np.ndarray:
+    item = ("", item) if isinstance(item, str) else item  # as an encoder takes them for the same
     seed = zlib.crc32(repr((item, pooling)).encode())
     return np.random.default_rng(seed).standard_normal(4).astype(np.float32)
 

@@ -295,6 +295,27 @@ def test_a_max_length_without_room_is_refused(make_encoder: MakeEncoder, max_len
         make_encoder("uni", max_length=max_length)
 
 
+def test_a_tokenizer_without_eos_has_no_eos_pooling(make_encoder: MakeEncoder) -> None:
+    encoder = make_encoder("bi")
+    encoder.tokenizer.eos_token = None
+    with pytest.raises(SettingError, match=r"no EOS token. Valid: mean, weighted_mean\."):
+        encoder.encode_poolings(TEXTS, ["mean", "eos"])
+    with pytest.raises(SettingError, match="pooling 'eos'"):
+        LLM2Vec(encoder.backbone, encoder.tokenizer, "eos_token")
+    assert set(encoder.encode_poolings(TEXTS)) == {"mean", "weighted_mean"}
+
+
+@pytest.mark.parametrize("eos", [True, False])
+def test_a_tokenizer_without_padding_will_do(make_encoder: MakeEncoder, eos: bool) -> None:
+    encoder = make_encoder("bi")
+    expected = encoder.encode(TEXTS)
+    encoder.tokenizer.pad_token = None
+    encoder.tokenizer.eos_token = "</s>" if eos else None
+    again = LLM2Vec(encoder.backbone, encoder.tokenizer, model=encoder.model)
+    assert again.tokenizer.pad_token_id is None
+    np.testing.assert_array_equal(again.encode(TEXTS), expected)
+
+
 # --------------------------------------------------------------------------- counting
 @pytest.mark.parametrize("variant", ["uni", "bi"])
 def test_the_counter_counts_what_runs(make_encoder: MakeEncoder, variant: str) -> None:

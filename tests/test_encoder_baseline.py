@@ -1,5 +1,8 @@
 """Encoder baselines: their own pooling, CLS and SEP included, and no instruction."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from llm2vec import LLM2Vec
-from llm2vec.errors import UnknownNameError
+from llm2vec.errors import SettingError, UnknownNameError
 from llm2vec.registry import MODELS, VARIANTS
 
 
@@ -68,3 +71,34 @@ def test_a_baseline_is_not_shortened_by_words() -> None:
     baseline = tiny_bert("minilm-l6")
     (tokens,) = baseline.tokenize([("", "dog " * 900)])
     assert (len(tokens.ids), tokens.ids[0], tokens.ids[-1]) == (256, 2, 3)
+
+
+@pytest.mark.parametrize("name", ["minilm-l6", "bert-base", "bert-base-simcse"])
+def test_a_saved_baseline_comes_back(name: str, tmp_path: Path) -> None:
+    baseline = tiny_bert(name)
+    baseline.save(tmp_path / "saved")
+    again = LLM2Vec.from_pretrained(tmp_path / "saved", device="cpu")
+    assert (again.variant, again.pooling) == (VARIANTS["encoder"], "none")
+    for field in ("kind", "own_pooling", "normalize"):
+        assert getattr(again.model, field) == getattr(MODELS[name], field)
+    assert again.max_length == baseline.max_length
+    texts = ["the quick fox", ["find :", "dog"], "dog " * 280]
+    np.testing.assert_array_equal(again.encode(texts), baseline.encode(texts))
+    file = tmp_path / "saved" / "llm2vec_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"own_pooling": "last"}))
+    with pytest.raises(SettingError, match=r"own_pooling 'last'. Valid: mean, cls"):
+        LLM2Vec.from_pretrained(tmp_path / "saved")
+
+
+def test_a_local_copy_of_a_baseline_is_that_baseline(tmp_path: Path) -> None:
+    baseline = tiny_bert("minilm-l6")
+    baseline.save(tmp_path, save_config=False)
+    named = LLM2Vec.from_pretrained(tmp_path, base_model="minilm-l6", device="cpu")
+    file = tmp_path / "config.json"
+    hub_id = MODELS["minilm-l6"].hub_id
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_name_or_path": hub_id}))
+    marked = LLM2Vec.from_pretrained(tmp_path, device="cpu")
+    by_hand = LLM2Vec(marked.backbone, marked.tokenizer)
+    for copy in (named, marked, by_hand):
+        assert (copy.variant.name, copy.max_length) == ("encoder", 256)
+        np.testing.assert_array_equal(copy.encode(["the fox"]), baseline.encode(["the fox"]))

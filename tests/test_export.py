@@ -33,6 +33,7 @@ from transformers import (
 
 from llm2vec import LLM2Vec
 from llm2vec import export as export_module
+from llm2vec import loading as loading_module
 from llm2vec.attention import check_attention, set_attention
 from llm2vec.errors import AttentionError, SettingError
 from llm2vec.export import ExportError, cosines, export, joins_blank, prompt_of, prompts
@@ -301,10 +302,25 @@ def test_attention_that_needs_another_implementation_gets_it(
         check_attention(AutoModel.from_pretrained(folder, attn_implementation="sdpa"), True)
 
 
+def test_what_is_saved_keeps_its_attention_in_transformers_alone(
+    stable: LLM2Vec, tmp_path: Path
+) -> None:
+    stable.save(tmp_path)
+    check_attention(AutoModel.from_pretrained(tmp_path).eval(), True)
+
+
+def test_what_computes_in_two_dtypes_is_not_saved(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    """The folder would hold rounded weights and load them as float32."""
+    mixed = LLM2Vec.from_pretrained(tiny_llama_dir, dtype="bfloat16-mixed", device="cpu")
+    with pytest.raises(SettingError, match="load the encoder in float32 to export it"):
+        mixed.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 def test_attention_that_transformers_alone_does_not_keep_is_refused(
     stable: LLM2Vec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module, "KEEPS_THE_SWITCH", {})
+    monkeypatch.setattr(loading_module, "KEEPS_THE_SWITCH", {})
     with pytest.raises(ExportError, match=r"does not keep the attention.*LLM2Vec\.save"):
         export(stable, tmp_path / "e")
     stable.save(tmp_path / "saved")

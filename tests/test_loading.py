@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llm2vec import loading
-from llm2vec.errors import LLM2VecError, SettingError
+from llm2vec import LLM2Vec, loading
+from llm2vec.errors import LLM2VecError, SettingError, UnknownNameError
 from llm2vec.loading import (
     ModelNotFoundError,
     load_backbone,
@@ -39,13 +39,57 @@ def test_a_registry_name_and_its_hub_id_are_one_model() -> None:
     assert resolve_model("mistral-7b") is resolve_model("mistralai/Mistral-7B-Instruct-v0.2")
 
 
-def test_a_folder_keeps_the_chat_format_of_its_model(folder: Path) -> None:
+def test_a_folder_that_names_its_model_is_that_model(folder: Path) -> None:
     assert resolve_model(folder).chat is None
-    edit_json(folder / "config.json", _name_or_path="mistralai/Mistral-7B-Instruct-v0.2")
-    model = resolve_model(folder)
-    assert model.chat == ("[INST] ", " [/INST]")
-    assert (model.name, model.hub_id, model.revision) == ("model", str(folder), "unpinned")
-    assert not model.in_paper and model.asset is None
+    for name in ("mistral-7b", "minilm-l6", "bert-base-simcse", "smollm2-135m"):
+        known = MODELS[name]
+        edit_json(folder / "config.json", _name_or_path=known.hub_id)
+        model = resolve_model(folder)
+        assert (model.name, model.hub_id, model.revision) == ("model", str(folder), "unpinned")
+        for field in ("chat", "kind", "dtype", "own_pooling", "normalize", "max_length", "layers"):
+            assert getattr(model, field) == getattr(known, field), field
+        assert not model.in_paper and model.asset is None and not model.published
+        assert model.mntp is None and model.simcse is None
+
+
+def test_a_copy_loads_from_its_own_folder_in_the_dtype_of_its_model(folder: Path) -> None:
+    edit_json(folder / "config.json", _name_or_path=MODELS["mistral-7b"].hub_id)
+    assert load_backbone(folder)[0].dtype == torch.bfloat16
+    edit_json(folder / "config.json", _name_or_path=SMOLLM2.hub_id)
+    assert load_backbone(folder)[0].config.hidden_size == 32  # not the embedded weights
+
+
+def test_a_copy_that_does_not_name_its_model_can_be_named(folder: Path) -> None:
+    """transformers 5 writes no `_name_or_path`, so this is what a copy looks like."""
+    for name in ("mistral-7b", MODELS["mistral-7b"].hub_id):
+        encoder = LLM2Vec.from_pretrained(folder, base_model=name, device="cpu")
+        (tokens,) = encoder.tokenize([("", "a dog")])
+        assert encoder.tokenizer.decode(tokens.ids) == "<s>[INST] a dog [/INST]"
+        assert encoder.dtype == torch.bfloat16 and encoder.model.hub_id == str(folder)
+    with pytest.raises(UnknownNameError, match=r"unknown model 'mistral-8b'.*'mistral-7b'"):
+        LLM2Vec.from_pretrained(folder, base_model="mistral-8b")
+    with pytest.raises(SettingError, match="minilm-l6 is minilm-l6; base_model says mistral-7b"):
+        LLM2Vec.from_pretrained("minilm-l6", base_model="mistral-7b")
+
+
+def test_a_chat_template_that_is_not_used_is_told_once(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> list[str]:
+        return [line for line in capsys.readouterr().err.splitlines() if "chat" in line]
+
+    LLM2Vec.from_pretrained(folder, device="cpu")
+    edit_json(folder / "tokenizer_config.json", chat_template="{{ messages }}")
+    LLM2Vec.from_pretrained(folder, base_model="mistral-7b", device="cpu")
+    assert told() == []
+    encoder = LLM2Vec.from_pretrained(folder, device="cpu")
+    (line,) = told()
+    for part in (str(folder), "no chat format", 'base_model="mistral-7b"', "_name_or_path"):
+        assert part in line
+    LLM2Vec.from_pretrained(folder, device="cpu")
+    encoder.save(folder.with_name("saved"))
+    LLM2Vec.from_pretrained(folder.with_name("saved"), device="cpu")  # which says: none
+    assert told() == []
 
 
 @pytest.mark.parametrize("config", ["{", "[]", ""])
@@ -238,3 +282,33 @@ def test_a_pinned_revision_is_what_the_hub_is_asked_for(monkeypatch: pytest.Monk
         ("mistralai/Mistral-7B-Instruct-v0.2", MODELS["mistral-7b"].revision),
         ("princeton-nlp/unsup-simcse-bert-base-uncased", None),  # the one that is not pinned
     ]
+
+
+def test_a_revision_is_that_of_weights_and_tokenizer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = LLM2Vec.from_pretrained(folder, revision="main", cache_dir="there", device="cpu")
+    assert encoder.model.revision == "main"
+    asked: list[dict[str, object]] = []
+    load = loading.AutoModel.from_pretrained
+    words = loading.AutoTokenizer.from_pretrained
+
+    def tokenizer_of(_: str, **kwargs: object) -> object:
+        asked.append(kwargs)
+        return words(folder)
+
+    def model_of(_: str, **kwargs: object) -> object:
+        asked.append({key: kwargs[key] for key in ("revision", "token", "cache_dir")})
+        return load(folder, output_loading_info=True)
+
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", tokenizer_of)
+    monkeypatch.setattr(loading.AutoModel, "from_pretrained", model_of)
+    given = {"revision": "v2", "token": "secret", "cache_dir": "there"}
+    encoder = LLM2Vec.from_pretrained("mistral-7b", device="cpu", **given)
+    assert asked == [given, given]
+    assert encoder.model.revision == "v2" and encoder.model.chat
+
+
+def test_a_revision_that_nothing_has_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"smollm2-135m comes from PyPI.*leave revision out"):
+        LLM2Vec.from_pretrained("smollm2-135m", revision="main")

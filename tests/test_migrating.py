@@ -217,6 +217,19 @@ def test_what_is_saved_comes_back(published: Path, tmp_path: Path, bidirectional
     check_attention(switched.backbone, not bidirectional)
 
 
+def test_what_was_merged_before_saving_is_still_named(published: Path, tmp_path: Path) -> None:
+    mntp, simcse = (adapter_hash(published / name) for name in ("mntp", "simcse"))
+    LLM2Vec.from_pretrained(published / "mntp", device="cpu").save(tmp_path / "saved")
+    assert LLM2Vec.from_pretrained(tmp_path / "saved", device="cpu").adapters == (mntp,)
+    more = LLM2Vec.from_pretrained(tmp_path / "saved", published / "simcse", device="cpu")
+    assert more.adapters == (mntp, simcse)
+
+
+def test_a_revision_beside_an_adapter_is_refused(published: Path) -> None:
+    with pytest.raises(SettingError, match=r"revision 'main': .*mntp holds an adapter of"):
+        LLM2Vec.from_pretrained(published / "mntp", revision="main", device="cpu")
+
+
 # --------------------------------------------------------------------------- the real thing
 @pytest.mark.slow
 def test_the_embedded_model_loads_in_the_published_layout(tmp_path: Path) -> None:

@@ -2,20 +2,26 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from parallel_help import load_fake, load_or_fail, load_tiny, vector_of
 
-from llm2vec.errors import SettingError
+from llm2vec.errors import SettingError, UnknownNameError
 from llm2vec.parallel import ParallelEncoder, WorkerError, split_devices
+from llm2vec.registry import VARIANTS
+
+if TYPE_CHECKING:
+    from llm2vec import LLM2Vec
 
 TEXTS = [f"{'word ' * (i % 17)}number {i % 40}" for i in range(100)]
 PAIRS = [("say:", text) if i % 3 else text for i, text in enumerate(TEXTS)]
@@ -60,6 +66,33 @@ def test_it_says_what_the_encoder_says(two: ParallelEncoder) -> None:
 
 
 # --------------------------------------------------------------------------- failures
+def test_mistakes_are_named_as_by_one_encoder_and_end_nothing(
+    two: ParallelEncoder, make_encoder: Callable[..., "LLM2Vec"]
+) -> None:
+    one = make_encoder("bi")
+    for texts, error in (("abca", TypeError), (["fine", 7], TypeError), ([("a", "b", "c")],
+                         TypeError), (None, TypeError)):  # fmt: skip
+        with pytest.raises(error) as expected:
+            one.encode_poolings(texts)
+        with pytest.raises(error, match=f"^{re.escape(str(expected.value))}$"):
+            two.encode_poolings(texts, ("mean",))
+    with pytest.raises(UnknownNameError, match="unknown pooling 'cls'"):
+        two.encode_poolings(["dog"], ("cls",))
+    assert set(two.encode_poolings(["dog"], ("eos_token",))) == {"eos"}
+
+
+def test_a_pooling_that_the_encoders_lack_is_named(
+    two: ParallelEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(two, "poolings", ("mean", "weighted_mean"))
+    with pytest.raises(SettingError, match="'eos': the tokenizer has no EOS token"):
+        two.encode_poolings(["dog"], ("eos",))
+    monkeypatch.setattr(two, "poolings", ("none",))
+    monkeypatch.setattr(two, "variant", VARIANTS["encoder"])
+    with pytest.raises(UnknownNameError, match="pooling of an encoder baseline 'mean'"):
+        two.encode_poolings(["dog"], ("mean",))
+
+
 @pytest.mark.parametrize(
     ("order", "error", "says"),
     [

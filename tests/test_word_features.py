@@ -1,6 +1,7 @@
 """Word features: means of the right states, and the cache that keeps them."""
 
 import json
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,37 @@ def test_whatever_decides_the_states_is_in_the_key(make_encoder) -> None:
         )),
     ]  # fmt: skip
     assert len({same, *others}) == 1 + len(others)
+
+
+def test_folders_of_one_name_have_entries_of_their_own(make_encoder, tmp_path: Path) -> None:
+    """Different weights, nothing else; an encoder's place is no part of what it is."""
+    texts = TEXTS[:3]
+    folders = {seed: tmp_path / str(seed) / "encoder" for seed in (1, 2)}
+    loaded = {}
+    for seed, folder in folders.items():
+        make_encoder("bi", seed=seed).save(folder)
+        loaded[seed] = LLM2Vec.from_pretrained(folder, device="cpu")
+    tokens = tokenize(loaded[1].tokenizer, texts, 512)
+    one, two = (word_features(loaded[seed], tokens).gather([0], "same") for seed in (1, 2))
+    assert (one - two).abs().max() > 0.1
+    shutil.copytree(folders[1], tmp_path / "moved" / "encoder")
+    moved = LLM2Vec.from_pretrained(tmp_path / "moved" / "encoder", device="cpu")
+    assert torch.equal(word_features(moved, tokens).gather([0], "same"), one)
+    assert moved.counter.passes == 0, "read from the cache"
+
+
+def test_the_key_names_weights_or_place_outside_the_registry_alone(make_encoder) -> None:
+    encoder = make_encoder("bi")
+    tokens = tokenize(encoder.tokenizer, TEXTS[:1], 512)
+    assert set(features_module.features_key(encoder, tokens, "float16")) == {
+        "format", "model", "revision", "variant", "adapters", "dtype", "attention", "tokens",
+        "stored", "versions",
+    }  # fmt: skip
+    keys = []
+    for hub_id in ("one/model", "other/model"):
+        encoder.model = replace(encoder.model, name="model", hub_id=hub_id)
+        keys.append(features_module.features_key(encoder, tokens, "float16"))
+    assert keys[0] != keys[1]
 
 
 def damage_states(folder: Path) -> None:
