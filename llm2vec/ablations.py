@@ -228,7 +228,9 @@ def _trained(folder: Path) -> dict[str, Any]:
     """What the adapter's provenance says of its training."""
     note = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     names = ("epochs", "samples", "tokens", "seconds", "final_loss", "data", "departures")
-    more = {"data_hash": note["settings"]["data_hash"], "commit": note["provenance"]["commit"]}
+    state = ("commit", "dirty", "commit_source")  # the last where git did not say the commit
+    more = {name: note["provenance"][name] for name in state if name in note["provenance"]}
+    more |= {"data_hash": note["settings"]["data_hash"]}
     return {name: note[name] for name in names} | more
 
 
@@ -257,6 +259,7 @@ def _masked_accuracy(run: Run, measured: Measured, folders: Sequence[Path]) -> d
     model, tokenizer = _backbone(run, folders, head=True)
     texts, source = corpora.wikitext(measured.split)
     blocks = make_blocks(texts, tokenizer, BLOCK, needed=measured.items)[: measured.items]
+    origin = _origin(model)  # now: what it says of time is when measuring began
     began = time.perf_counter()
     found = evaluate_masked_accuracy(model, tokenizer, blocks, MASK_PROBABILITY, SEED)
     seconds = time.perf_counter() - began
@@ -269,7 +272,7 @@ def _masked_accuracy(run: Run, measured: Measured, folders: Sequence[Path]) -> d
         "scores": {"loss": found["loss"], "interval": "Wilson"},
         "n": found["n"],
         "dataset": source.as_dict(),
-        "provenance": _origin(model),
+        "provenance": origin,
         "cost": cost(seconds, blocks.size),
     }
 
@@ -284,6 +287,7 @@ def _spearman(run: Run, measured: Measured, folders: Sequence[Path]) -> dict[str
     pairs = draw_pairs(task, measured.split, measured.items, SEED)
     instruction = format_instruction(task.instruction)
     texts = [(instruction, text) for text in pairs.texts]
+    origin = _origin(backbone)
     began = time.perf_counter()
     vectors = encoder.encode_poolings(texts, (POOLING,), show_progress_bar=True)[POOLING]
     seconds = time.perf_counter() - began
@@ -295,7 +299,7 @@ def _spearman(run: Run, measured: Measured, folders: Sequence[Path]) -> dict[str
         "scores": {"bootstrap": bounds.as_dict()},
         "n": len(pairs),
         "dataset": pairs.source.as_dict(),
-        "provenance": _origin(backbone),
+        "provenance": origin,
         "cost": cost(seconds, encoder.counter.tokens, encoder.counter.padding),
     }
 

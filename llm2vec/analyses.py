@@ -14,7 +14,7 @@ from tqdm import tqdm
 from llm2vec import layers, leakage, representations
 from llm2vec.adapters import adapter_folders, adapter_hash, published_adapters
 from llm2vec.errors import SettingError
-from llm2vec.provenance import capture_provenance
+from llm2vec.provenance import capture_provenance, git_state
 from llm2vec.registry import get_model, get_variant, variants_of
 
 
@@ -34,6 +34,7 @@ def measure_leakage(
     Raises a :class:`~llm2vec.errors.LLM2VecError` for names that do not fit and for what cannot be
     had, before anything is measured.
     """
+    git_state()  # of the code that runs now, whatever is edited meanwhile
     entry, kind = get_model(model), get_variant(variant)
     if kind.name not in variants_of(entry):
         raise SettingError(
@@ -44,7 +45,7 @@ def measure_leakage(
     chosen = leakage.load_triples(triples)
     find = published_adapters if adapters == "published" else adapter_folders
     hashes = tuple(adapter_hash(folder) for folder in find(entry, kind))
-    key = leakage.key_of(entry, kind, chosen, dtype)
+    key = leakage.key_of(entry, kind, chosen, dtype, adapters)
     settings = leakage.settings_of(entry, kind, chosen, dtype)
     if not force and representations.is_complete(key, results, leakage.SUFFIX, settings, hashes):
         print(f"done before: {key.path(results)}")
@@ -61,7 +62,7 @@ def measure_leakage(
         )  # fmt: skip
     leakage.check_cosines(cosines, kind)
     record = leakage.make_record(
-        cosines, entry, kind, chosen, adapters=encoder.adapters, provenance=origin
+        cosines, entry, kind, chosen, adapters=encoder.adapters, provenance=origin, whose=adapters
     )
     path = representations.write_with_arrays(record, results, leakage.SUFFIX, cosines.save)
     print(f"{path}: {record.score:.3f} ranked right, gap {record.scores['gap']:+.4f}")
@@ -78,6 +79,7 @@ def measure_layers(
     force: bool = False,
 ) -> Path:
     """The record of one untrained model, made unless it is there; ``force``: made in any case."""
+    git_state()
     entry = get_model(model)
     from llm2vec.loading import load_backbone, resolve_device, resolve_dtype
 

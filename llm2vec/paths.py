@@ -8,7 +8,7 @@ job may set the environment after import.
 | ``LLM2VEC_CACHE`` | downloaded and converted models, extracted corpora, cached features | XDG cache folder + ``llm2vec`` |
 | ``LLM2VEC_DATA`` | a local mirror of datasets, parquet laid out by hub id | none |
 | ``LLM2VEC_CHECKPOINTS`` | training checkpoints and large adapters | ``checkpoints/`` |
-| ``LLM2VEC_COMMIT`` | the git commit, where there is no ``.git`` (a tarball, a container) | read from git |
+| ``LLM2VEC_COMMIT`` | the git commit, where there is no ``.git`` (a tarball, a container); records made so say ``commit_source: stated`` | read from git |
 """  # noqa: E501
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 The dirty flag is read once, when the process starts, and ignores what measurements write
 (``results/``, ``benchmarks/results/``): the first record of a grid must not spoil the second.
 Without ``.git`` (a tarball, a container), the environment variable ``LLM2VEC_COMMIT`` says which
-commit it is. Imports no torch.
+commit it is: it is taken at its word, changes cannot be seen, and the origin says so
+(``commit_source``). Imports no torch.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from pathlib import Path
 
 from llm2vec.paths import ROOT
 
+STATED = "stated"  # the source of a commit that git did not say
 OUTPUTS = ("results", "benchmarks/results")
 PACKAGES = ("torch", "transformers", "peft", "mteb", "datasets", "numpy", "scikit-learn", "scipy")
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """One measurement's origin. ``started`` is UTC, ISO 8601; ``threads`` are torch's, 0 without.
+    """One measurement's origin. ``started`` is UTC, ISO 8601; ``threads`` are torch's, 0 without;
+    ``commit_source`` is empty where git says the commit, ``stated`` where the environment does.
 
     Processor and threads decide how sums are split, and so the last bits of a score.
     """
@@ -46,9 +49,14 @@ class Provenance:
     dtype: str
     attention_implementation: str
     accelerator: str = ""  # name of the GPU, where it was one
+    commit_source: str = ""
 
     def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+        """Plain JSON types, for a record; without ``commit_source`` where git said the commit."""
+        values = asdict(self)
+        if not self.commit_source:
+            del values["commit_source"]
+        return values
 
 
 def _git(*arguments: str) -> str | None:
@@ -65,20 +73,26 @@ def _git(*arguments: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-@functools.cache
 def git_state() -> tuple[str, bool]:
     """(commit, dirty) of the source tree, read once per process.
 
     ``dirty`` is True when a tracked file outside ``OUTPUTS`` is changed or a source file is
     untracked; an unknown commit is ``unknown`` and counts as dirty.
     """
+    commit, dirty, _ = _tree()
+    return commit, dirty
+
+
+@functools.cache
+def _tree() -> tuple[str, bool, str]:
+    """Commit, dirty, and where the commit is from."""
     stated = os.environ.get("LLM2VEC_COMMIT", "").strip()
     commit = _git("rev-parse", "HEAD") if (ROOT / ".git").exists() else None
     if commit is None:
-        return (stated, False) if stated else ("unknown", True)
+        return (stated, False, STATED) if stated else ("unknown", True, "")
     outputs = (f":!{folder}" for folder in OUTPUTS)
     status = _git("status", "--porcelain", "--untracked-files=all", "--", ".", *outputs)
-    return commit.strip(), status is None or bool(status.strip())
+    return commit.strip(), status is None or bool(status.strip()), ""
 
 
 def _command() -> str:
@@ -120,7 +134,7 @@ def capture_provenance(
     device: str = "cpu", dtype: str = "float32", attention_implementation: str = "none"
 ) -> Provenance:
     """Origin of what this process measures; ``device`` and the rest as the encoder reports."""
-    commit, dirty = git_state()
+    commit, dirty, commit_source = _tree()
     torch = sys.modules.get("torch")  # whoever measures with it has loaded it
     return Provenance(
         commit=commit,
@@ -137,6 +151,7 @@ def capture_provenance(
         dtype=dtype,
         attention_implementation=attention_implementation,
         accelerator=_accelerator(device),
+        commit_source=commit_source,
     )
 
 

@@ -35,7 +35,7 @@ import typer
 from llm2vec import attention_sink, evaluation, layers, leakage, paths, word_evaluation
 from llm2vec.analyses import measure_layers, measure_leakage
 from llm2vec.errors import AdapterError, AssetError, DataError, LLM2VecError, SettingError
-from llm2vec.integrity import faults, source_of
+from llm2vec.integrity import UNKNOWN, differences, faults, source_of
 from llm2vec.registry_ablations import ABLATIONS
 from llm2vec.registry_verdicts import DETAILS, rerun_tolerance
 from llm2vec.results import Record, read_record
@@ -51,7 +51,6 @@ MACHINE = (
     "dtype",
     "attention_implementation",
 )
-UNKNOWN = "not recorded"
 
 
 @dataclass(frozen=True)
@@ -174,13 +173,13 @@ def compare(record: Record, again: Record) -> Outcome:
     what = [
         f"{name}: {old!r} -> {new!r}"
         for name, old, new in (
-            *_differences(record.hyperparameters, again.hyperparameters),
-            *_differences({"adapters": record.adapters}, {"adapters": again.adapters}),
+            *differences(record.hyperparameters, again.hyperparameters),
+            *differences({"adapters": record.adapters}, {"adapters": again.adapters}),
         )
     ]
     if what:
         return Outcome("differs", f"made with other settings, {'; '.join(what)}{told}")
-    numbers = list(_differences(_numbers(record), _numbers(again)))
+    numbers = list(differences(_numbers(record), _numbers(again)))
     if not numbers:
         return Outcome("equal", f"{record.score!r}")
     moved = again.score - record.score
@@ -227,7 +226,7 @@ def _origin_differences(record: Record, again: Record) -> Iterator[str]:
         | dict(r.provenance["versions"])
         for r in (record, again)
     )
-    for name, before, now in _differences(old, new):
+    for name, before, now in differences(old, new):
         yield f"{name} ({before} -> {now})"
     commits = [str(r.provenance.get("commit", UNKNOWN)) for r in (record, again)]
     if not _same_code(*commits):
@@ -243,19 +242,6 @@ def _same_code(before: str, now: str) -> bool:
         cwd=paths.ROOT, capture_output=True, check=False,
     )  # fmt: skip
     return done.returncode == 0
-
-
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, old, new) of every value that is not the same."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            inner = (side.get(key, UNKNOWN) for side in (old, new))
-            yield from _differences(*inner, f"{name}.{key}".lstrip("."))
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for row, pair in enumerate(zip(old, new, strict=True)):
-            yield from _differences(*pair, f"{name}[{row}]")
-    elif old != new:
-        yield name, old, new
 
 
 # --------------------------------------------------------------------------- command line

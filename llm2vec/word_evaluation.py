@@ -30,8 +30,9 @@ from llm2vec.adapters import (
 from llm2vec.assets import model_revision
 from llm2vec.data import Source
 from llm2vec.errors import SettingError, UnknownNameError
-from llm2vec.provenance import capture_provenance
+from llm2vec.provenance import Provenance, capture_provenance, git_state
 from llm2vec.registry import (
+    ADAPTER_SOURCES,
     OPTIMIZER,
     PROBE,
     STORED,
@@ -80,7 +81,7 @@ class Run:
         """Key of one measurement; its setting names all that departs from the paper."""
         marks = [alignment] if alignment != alignment_of(self.variant) else []
         marks += [self.dtype] if self.dtype != self.model.dtype else []
-        marks += [self.adapters] if self.adapters != "own" else []
+        marks += [self.adapters] if self.adapters != "own" and self.variant.stages else []
         marks += [f"first-{self.max_sentences}"] if self.max_sentences is not None else []
         name = task if self.data == "conll2003" else f"{self.data}-{task}"
         return Key(
@@ -123,8 +124,8 @@ def plan(
         raise UnknownNameError("word task", task, WORD_TASKS)
     if data not in CORPORA:
         raise UnknownNameError("corpus", data, CORPORA)
-    if adapters not in ("own", "published"):
-        raise UnknownNameError("choice of adapters", adapters, ("own", "published"))
+    if adapters not in ADAPTER_SOURCES:
+        raise UnknownNameError("source of adapters", adapters, ADAPTER_SOURCES)
     if max_sentences is not None and max_sentences < 1:
         raise SettingError(f"max sentences is {max_sentences}; it must be 1 or more.")
     tasks = WORD_TASKS if task is None else (task,)
@@ -136,6 +137,7 @@ def execute(run: Run, root: Path, device: str | None = None) -> list[Path]:
 
     Records that are done are left alone; with nothing to do the backbone is not even loaded.
     """
+    git_state()  # of the code that runs now, whatever is edited meanwhile
     folders = word_adapters(run)
     todo = absent(run, root, tuple(adapter_hash(folder) for folder in folders))
     if todo:
@@ -143,15 +145,20 @@ def execute(run: Run, root: Path, device: str | None = None) -> list[Path]:
 
         corpus, source = load_corpus(run.data, run.max_sentences)
         encoder = _load(run, folders, device)
+        origin = capture_provenance(  # before the pass that all these records share
+            str(encoder.device), run.dtype, encoder.attention_implementation
+        )
         features = corpus_features(encoder, corpus)
         for task, alignment in todo:
             started = time.perf_counter()
             outcome = probe_task(features, corpus, task, alignment, PROBE)
             seconds = time.perf_counter() - started
             cost = total_cost(features.cost, seconds)
-            path = write_record(
-                make_record(run, task, alignment, outcome, encoder, source, cost), root
-            )
+            record = make_record(
+                run, task, alignment, outcome, source, cost,
+                adapters=encoder.adapters, provenance=origin,
+            )  # fmt: skip
+            path = write_record(record, root)
             print(f"{path}: {outcome.score:.4f} ({seconds:.0f} s)", flush=True)
     return [run.key(task, alignment).path(root) for task, alignment in measurements(run)]
 
@@ -227,13 +234,14 @@ def make_record(
     task: str,
     alignment: Alignment,
     outcome: Outcome,
-    encoder: LLM2Vec,
     source: Source,
     cost: dict[str, float],
+    *,
+    adapters: tuple[str, ...],
+    provenance: Provenance,
 ) -> Record:
-    """The record of one measurement, provenance included."""
+    """The record of one measurement; ``provenance``: from before it."""
     settings = run.hyperparameters(alignment)
-    origin = capture_provenance(str(encoder.device), run.dtype, encoder.attention_implementation)
     return Record(
         **asdict(run.key(task, alignment)),
         metric="accuracy",
@@ -244,9 +252,9 @@ def make_record(
         n=outcome.words,
         seeds=PROBE.seeds,
         model_revision=settings["model_revision"],
-        adapters=encoder.adapters,
+        adapters=adapters,
         dataset=source.as_dict(),
         hyperparameters=settings,
-        provenance=origin.as_dict(),
+        provenance=provenance.as_dict(),
         cost=cost,
     )

@@ -12,7 +12,7 @@ import training_help
 from safetensors.numpy import load_file
 from tiny_mirror import PAIRS
 
-from llm2vec import ablations, corpora, loading, registry
+from llm2vec import ablations, corpora, loading, provenance, registry
 from llm2vec.data import Source
 from llm2vec.errors import SettingError, UnknownNameError
 from llm2vec.registry import MNTP, MODELS, SimCSE, get_task, get_variant
@@ -207,6 +207,35 @@ def test_the_untrained_model_is_measured_without_adapters(small: Path) -> None:
     assert low < record.score < high or record.score in (0, 1)
     sts = read_record(small / "raw/ablations/tiny/bi/mean/STSBenchmark@mntp-x-untrained.json")
     assert sts.n == 20  # of 30: the drawn part
+
+
+def test_a_record_tells_of_the_time_before_it_and_of_the_training(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times, done = iter("123"), []
+    capture, accuracy = ablations.capture_provenance, ablations.evaluate_masked_accuracy
+    encode = ablations.LLM2Vec.encode_poolings
+
+    def captured(*arguments: str) -> provenance.Provenance:
+        assert not done, "measured before"
+        return dataclasses.replace(capture(*arguments), started=next(times))
+
+    def then(measure: Callable[..., object]) -> Callable[..., object]:
+        return lambda *args, **options: (done.append(1), measure(*args, **options))[1]
+
+    monkeypatch.setattr(provenance, "_tree", lambda: ("4" * 40, True, "stated"))
+    (planned,) = ablations.plan("tiny", [mntp(MASKED + STS)], "cpu")
+    folder = ablations.train(planned)
+    monkeypatch.setattr(ablations, "capture_provenance", captured)
+    monkeypatch.setattr(ablations, "evaluate_masked_accuracy", then(accuracy))
+    monkeypatch.setattr(ablations.LLM2Vec, "encode_poolings", then(encode))
+    for measured, started in zip(MASKED + STS, "12", strict=True):
+        record = ablations.measure(planned, measured, folder)
+        assert record.provenance["started"] == started and done
+        done.clear()
+        training = record.scores["training"]
+        assert (training["commit"], training["dirty"]) == ("4" * 40, True)
+        assert training["commit_source"] == "stated"
 
 
 def test_the_score_is_that_of_mteb(small: Path) -> None:

@@ -268,6 +268,16 @@ def test_whatever_departs_from_the_setting_is_marked() -> None:
     )
 
 
+def test_whose_adapters_is_said_where_there_are_any() -> None:
+    with_some, without = (
+        word_evaluation.plan("mistral-7b", variant, adapters="published")
+        for variant in ("bi-mntp", "uni")
+    )
+    assert with_some.key("ner", "previous").setting == "published"
+    own = word_evaluation.plan("mistral-7b", "uni")
+    assert without.key("ner", "same") == own.key("ner", "same")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -4,12 +4,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llm2vec import provenance
+from llm2vec import analyses, layers, leakage, provenance, word_evaluation
 from llm2vec.provenance import capture_provenance, git_state
+from llm2vec.registry import PROBE
+from llm2vec.results import read_record
 
 
 def git(repository: Path, *arguments: str) -> str:
@@ -27,9 +32,9 @@ def git(repository: Path, *arguments: str) -> str:
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The state is read once per process; here, once per test."""
     monkeypatch.delenv("LLM2VEC_COMMIT", raising=False)
-    git_state.cache_clear()
+    provenance._tree.cache_clear()
     yield
-    git_state.cache_clear()
+    provenance._tree.cache_clear()
 
 
 @pytest.fixture
@@ -141,6 +146,21 @@ def test_without_git_the_environment_says(tmp_path: Path, monkeypatch: pytest.Mo
     assert git_state() == ("f" * 40, False)
 
 
+def test_a_commit_that_git_did_not_say_is_told_apart(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Records of before this key have none, and neither have those of a clone."""
+    monkeypatch.setenv("LLM2VEC_COMMIT", "f" * 40)
+    assert "commit_source" not in capture_provenance().as_dict()
+    provenance._tree.cache_clear()
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    assert capture_provenance().as_dict()["commit_source"] == "stated"
+    provenance._tree.cache_clear()
+    monkeypatch.delenv("LLM2VEC_COMMIT")
+    unknown = capture_provenance().as_dict()
+    assert (unknown["commit"], "commit_source" in unknown) == ("unknown", False)
+
+
 def test_a_surrounding_repository_is_not_ours(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +184,74 @@ def test_a_broken_repository_counts_as_dirty(
 def test_without_the_git_program(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert git_state() == ("unknown", True)
+
+
+# --------------------------------------------------------------------------- long measurements
+class Clock:
+    """Stands where it is until it is moved."""
+
+    def __init__(self) -> None:
+        self.time = datetime(2026, 1, 2, 3, tzinfo=UTC)
+
+    def now(self, _: object) -> datetime:
+        return self.time
+
+
+def words(folder: Path) -> Path:
+    run = word_evaluation.plan("smollm2-135m", "uni", task="ner", data="mini", max_sentences=3)
+    return word_evaluation.execute(run, folder, "cpu")[1]
+
+
+def gaps(folder: Path) -> Path:
+    return analyses.measure_leakage("smollm2-135m", "uni", folder, device="cpu")
+
+
+def similarity(folder: Path) -> Path:
+    texts = folder / "mine.txt"
+    texts.write_text("The quick brown fox.")
+    return analyses.measure_layers("smollm2-135m", folder, paragraphs=texts, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("measure", "module", "name"),
+    [
+        (words, word_evaluation, "corpus_features"),
+        (gaps, leakage, "prefix_cosines"),
+        (similarity, layers, "layer_similarity"),
+    ],
+)
+def test_a_record_tells_of_the_code_and_the_time_at_its_start(
+    repository: Path,
+    fresh_cache: Path,
+    make_encoder: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    measure: Callable[[Path], Path],
+    module: Any,
+    name: str,
+) -> None:
+    """Whoever edits the code during a long run spoils no record, and hides no change either."""
+    clock, pass_of = Clock(), getattr(module, name)
+
+    def load(*_: object, **__: object) -> Any:
+        change_code(repository)
+        return make_encoder("uni")
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        clock.time += timedelta(hours=1)
+        return pass_of(*arguments, **options)
+
+    def backbone(*_: object, **__: object) -> Any:
+        encoder = load()
+        return encoder.backbone, encoder.tokenizer
+
+    monkeypatch.setattr(provenance, "datetime", clock)
+    monkeypatch.setattr("llm2vec.encoder.load_encoder", load)
+    monkeypatch.setattr("llm2vec.loading.load_backbone", backbone)
+    monkeypatch.setattr(word_evaluation, "PROBE", replace(PROBE, steps=2, seeds=(42,)))
+    monkeypatch.setattr(module, name, slowly)
+    folder = repository / "results"
+    made = read_record(measure(folder)).provenance
+    assert (made["dirty"], made["started"]) == (False, "2026-01-02T03:00:00+00:00")
 
 
 # --------------------------------------------------------------------------- command

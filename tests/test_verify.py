@@ -33,7 +33,7 @@ CLEAN = {"commit": "0" * 40, "dirty": False}
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     """These records are made by a test, not by a script, perhaps from a changed tree."""
-    monkeypatch.setattr("llm2vec.provenance.git_state", lambda: ("0" * 40, False))
+    monkeypatch.setattr("llm2vec.provenance._tree", lambda: ("0" * 40, False, ""))
     monkeypatch.setattr(
         "llm2vec.provenance._command", lambda: "python experiments/06_pooling_leakage.py"
     )
@@ -75,6 +75,12 @@ def alter(path: Path, **changes: Any) -> dict[str, Any]:
     return values
 
 
+@pytest.fixture
+def agreeing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that were altered wherever they stand: nothing is seen without measuring again."""
+    monkeypatch.setattr(verify, "faults", lambda _: [])
+
+
 def verified(root: Path, *options: str) -> tuple[int, list[str]]:
     """Exit code and lines of the command."""
     app = verify.typer.Typer()
@@ -84,6 +90,14 @@ def verified(root: Path, *options: str) -> tuple[int, list[str]]:
 
 
 # --------------------------------------------------------------------------- made again
+def test_an_altered_score_is_seen_without_measuring(results: Path) -> None:
+    alter(place(results), score=lambda x: x - 1e-3)
+    code, lines = verified(results, "--only=echo")
+    assert code == 1 and lines[-1] == "none measured"
+    assert all(line.startswith("invalid") for line in lines[:-1])
+    assert any("but triples.parquet gives" in line for line in lines)
+
+
 def test_good_records_pass(results: Path) -> None:
     code, lines = verified(results, "--seed=1")
     assert code == 0
@@ -94,6 +108,7 @@ def test_good_records_pass(results: Path) -> None:
     assert lines[-1] == "2 equal"
 
 
+@pytest.mark.usefixtures("agreeing")
 def test_an_altered_score_is_named_with_both_values(results: Path) -> None:
     """By less than any table shows: on the same machine nothing may move."""
     path = place(results)
@@ -108,6 +123,7 @@ def test_an_altered_score_is_named_with_both_values(results: Path) -> None:
     assert any("/uni/" in line and line.startswith("equal") for line in lines)
 
 
+@pytest.mark.usefixtures("agreeing")
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
@@ -122,6 +138,7 @@ def test_every_number_of_a_record_counts(results: Path, changes: dict[str, Any],
     assert code == 1 and name in lines[0]
 
 
+@pytest.mark.usefixtures("agreeing")
 def test_elsewhere_a_score_may_move_within_the_tolerance(results: Path) -> None:
     path = place(results)
     score = read_record(path).score
@@ -133,6 +150,7 @@ def test_elsewhere_a_score_may_move_within_the_tolerance(results: Path) -> None:
     assert "processor (Another 9000 -> " in lines[0] and "torch (1.0 -> " in lines[0]
 
 
+@pytest.mark.usefixtures("agreeing")
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -155,6 +173,7 @@ def test_what_no_rounding_explains_differs_elsewhere_too(
     assert "torch (1.0 -> " in lines[0]
 
 
+@pytest.mark.usefixtures("agreeing")
 def test_details_may_move_further_than_the_score(results: Path) -> None:
     elsewhere = {"provenance__versions__torch": "1.0"}
     alter(place(results), scores__cosine_positive=lambda x: x - 0.1, **elsewhere)
@@ -179,6 +198,7 @@ def test_every_dtype_has_a_tolerance() -> None:
     assert set(RERUN_TOLERANCE) == set(DTYPES)
 
 
+@pytest.mark.usefixtures("agreeing")
 def test_what_an_old_record_does_not_say_may_be_another_machine(results: Path) -> None:
     path = place(results)
     values = alter(path, score=lambda x: x - 1e-3)
@@ -188,6 +208,7 @@ def test_what_an_old_record_does_not_say_may_be_another_machine(results: Path) -
     assert code == 0 and "threads (not recorded -> " in lines[0]
 
 
+@pytest.mark.usefixtures("agreeing")
 def test_other_code_of_the_package_may_round_otherwise(results: Path) -> None:
     path = place(results)
     alter(path, score=lambda x: x - 1e-3, provenance__commit="4" * 40)  # git knows no such commit
@@ -348,6 +369,8 @@ def test_another_adapter_than_the_records_is_named(
     digests = [hashlib.sha256(content).hexdigest() for content in (b"one", b"two")]
     record = make_record(
         "mteb_subset", "smollm2-135m", "bi-mntp-simcse", "mean", "STS17", 0.5,
+        metric="cosine_spearman", subset="en-en",
+        scores={"main_score": 0.5, "cosine_spearman": 0.5},
         adapters=tuple(digests), provenance=PROVENANCE | CLEAN,
     )  # fmt: skip
     path = write_record(record, tmp_path)
