@@ -10,9 +10,8 @@ axes the registry does not know, stops the collection with its name.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ import pandas as pd
 from llm2vec import registry
 from llm2vec.errors import RecordError, UnknownNameError
 from llm2vec.paths import results_dir
-from llm2vec.results import NONE, Record, iter_records
+from llm2vec.registry_verdicts import rerun_tolerance
+from llm2vec.results import NONE, Key, Record, iter_records
 
 AXES = ("experiment", "model", "variant", "pooling", "task", "setting")
 COLUMNS = {
@@ -39,7 +39,14 @@ COLUMNS = {
 
 # Words of a manifest status that keep a dataset's scores out of any column headed MTEB.
 MARKS = ("partial", "reconstructed", "substitute", "stand-in", "unverified")
-_SENTENCE_EXPERIMENTS = ("mteb_subset", "mteb_full", "offline_suite")
+# What says that the data are those that they should be; any other status is a mark of its own.
+UNMARKED = ("exact", "original", "built", "own sentences", "demonstration")
+_ROWS_ASIDE = "exact, row"  # the hub's rows in another order: a remark, no mark
+MTEB = ("mteb_subset", "mteb_full")
+_SENTENCE_EXPERIMENTS = (*MTEB, "offline_suite")
+# Experiments whose setting says by one word that the adapters are the authors'.
+_WITH_ADAPTERS = (*_SENTENCE_EXPERIMENTS, "word_probing", "pooling_leakage")
+PUBLISHED = "published"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,21 +61,40 @@ class Results:
     scores: pd.DataFrame
     paper: Path
 
+    @cached_property
+    def chosen(self) -> frozenset[Key]:
+        """The records in the paper's setting: what tables, claims and verdicts are made of."""
+        return frozenset(in_the_papers_setting([record.key for record in self.records]))
+
+    @cached_property
+    def in_setting(self) -> pd.Series:
+        """Which rows of ``scores`` are those of ``chosen``."""
+        axes = self.scores[list(AXES)].astype(object)
+        keys = axes.where(axes.notna(), None).itertuples(index=False, name=None)
+        return pd.Series([Key(*key) in self.chosen for key in keys], self.scores.index, dtype=bool)
+
     def records_of(self, experiment: str) -> list[Record]:
         """Records of one experiment in the paper's own setting, in the registry's order."""
         models, variants = list(registry.MODELS), [*registry.VARIANTS, NONE]
-        found = [r for r in self.records if r.experiment == experiment and r.setting is None]
+        found = [r for r in self.records if r.experiment == experiment and r.key in self.chosen]
         return sorted(found, key=lambda r: (models.index(r.model), variants.index(r.variant)))
 
     def of(self, *experiments: str) -> pd.DataFrame:
         """Rows of these experiments in the paper's own setting."""
-        scores = self.scores
-        return scores[scores["experiment"].isin(experiments) & scores["setting"].isna()]
+        return self.scores[self.scores["experiment"].isin(experiments) & self.in_setting]
+
+    def adapters_of(self, model: str, variant: str, *experiments: str) -> str:
+        """Whose adapters are behind the rows of ``of``: ``own``, ``published``, or empty."""
+        rows = self.of(*experiments)
+        rows = rows[(rows["model"] == model) & (rows["variant"] == variant)]
+        if rows.empty or not registry.VARIANTS[variant].stages:
+            return ""
+        return PUBLISHED if rows["setting"].eq(PUBLISHED).any() else registry.ADAPTER_SOURCES[0]
 
     @cached_property
     def mteb(self) -> Mapping[tuple[str, str, str], dict[str, Score]]:
         """MTEB scores by (model, variant, pooling) and task, marked datasets included."""
-        return by_cell(self.of("mteb_full", "mteb_subset"))
+        return by_cell(self.of(*MTEB))
 
     @cached_property
     def offline(self) -> Mapping[tuple[str, str, str], dict[str, Score]]:
@@ -94,9 +120,17 @@ class Score:
     mark: str
 
 
-def mark_of(status: str) -> str:
-    """The word that a score must carry because of its data, or an empty string."""
-    return next((mark for mark in MARKS if mark in str(status).lower()), "")
+def mark_of(status: object) -> str:
+    """What a score must carry because of its data; empty only for a status known to be good."""
+    said = status.strip() if isinstance(status, str) else ""
+    if said in UNMARKED:
+        return ""
+    rows_aside = said.startswith(_ROWS_ASIDE) and ";" not in said
+    return _word_in(said) or ("" if rows_aside else said or "no status")
+
+
+def _word_in(status: str) -> str:
+    return next((mark for mark in MARKS if mark in status.lower()), "")
 
 
 def points(score: float) -> float:
@@ -105,7 +139,7 @@ def points(score: float) -> float:
 
 
 def by_cell(rows: pd.DataFrame) -> dict[tuple[str, str, str], dict[str, Score]]:
-    """Scores by (model, variant, pooling), then by task; of two records the later row wins."""
+    """Scores by (model, variant, pooling), then by task; of two equal records the later row."""
     cells: dict[tuple[str, str, str], dict[str, Score]] = {}
     for row in rows.itertuples():
         score = Score(
@@ -114,6 +148,35 @@ def by_cell(rows: pd.DataFrame) -> dict[tuple[str, str, str], dict[str, Score]]:
         )  # fmt: skip
         cells.setdefault((row.model, row.variant, row.pooling), {})[row.task] = score
     return cells
+
+
+# --------------------------------------------------------------------------- the paper's setting
+def in_the_papers_setting(keys: Iterable[Key]) -> Iterator[Key]:
+    """Keys whose setting is the paper's, each variant of a model with one source of adapters.
+
+    The authors' adapters are those of the printed numbers: where a variant of a model of the paper
+    has records with them, its records with own adapters stand aside, so that no mean is over both.
+    """
+    keys = list(keys)
+    authors = set(filter(_by_the_authors, keys))
+    aside = {_source_group(key) for key in authors}
+    for key in keys:
+        if key in authors or (key.setting is None and _source_group(key) not in aside):
+            yield key
+
+
+def _by_the_authors(key: Key) -> bool:
+    model = registry.MODELS.get(key.model)
+    is_theirs = key.setting == PUBLISHED and key.experiment in _WITH_ADAPTERS
+    return is_theirs and model is not None and model.in_paper
+
+
+def _source_group(key: Key) -> tuple[str, ...]:
+    """What has to have one source; a variant without adapters is the same with either."""
+    experiment = "mteb" if key.experiment in MTEB else key.experiment
+    place = (experiment, key.model, key.variant)
+    variant = registry.VARIANTS.get(key.variant)
+    return place if variant and variant.stages else (*place, key.pooling, key.task)
 
 
 # --------------------------------------------------------------------------- collecting
@@ -131,6 +194,39 @@ def _check_axes(record: Record, path: Path) -> None:
         if value not in names:
             reason = UnknownNameError(axis, value, names)
             raise RecordError(f"{path}: field '{axis}': {reason} Rename or delete the record.")
+
+
+def _check_one_source(records: Iterable[Record], root: Path) -> None:
+    """:class:`RecordError` where a mean would mix adapters or revisions of a model."""
+    first: dict[tuple[str | None, ...], Record] = {}
+    for record in records:
+        if record.experiment not in _SENTENCE_EXPERIMENTS:
+            continue
+        other = first.setdefault((record.model, record.variant, record.setting), record)
+        for name in ("adapters", "model_revision"):
+            here, there = getattr(record, name), getattr(other, name)
+            if here != there:
+                raise RecordError(
+                    f"{record.key.path(root)} and {other.key.path(root)} are of one variant, but "
+                    f"'{name}' is {here!r} in the first and {there!r} in the second; a mean must "
+                    "not mix them. Measure the older ones again by their command, or remove them."
+                )
+
+
+def _check_twice_measured(records: Iterable[Record], root: Path) -> None:
+    """:class:`RecordError` where a task's two scores, one of each size of MTEB, are apart."""
+    first: dict[Key, Record] = {}
+    for record in records:
+        if record.experiment not in MTEB:
+            continue
+        other = first.setdefault(replace(record.key, experiment="mteb"), record)
+        dtype = str(record.provenance["dtype"])
+        if abs(record.score - other.score) > rerun_tolerance(dtype, record.metric, record.n):
+            raise RecordError(
+                f"{record.key.path(root)} and {other.key.path(root)} are the same measurement, but "
+                f"the score is {record.score} in the first and {other.score} in the second. Remove "
+                "the one that is not to count, or both, and run the command again."
+            )
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -162,23 +258,6 @@ def _word_scores(record: Record) -> tuple[float | None, float | None]:
     return std, f1.get("mean") if isinstance(f1, dict) else f1
 
 
-def pass_of(record: Record) -> str:
-    """Name of the forward pass behind a record, within its experiment, model and variant.
-
-    Poolings share one; so do the records of the attention sink, which differ in what is left out.
-    """
-    setting = str(record.setting)
-    if record.experiment == "attention_sink":
-        setting = re.sub(r"-without-(text-)?first-\d+", "", setting)
-    return f"{record.task}@{setting}"
-
-
-def cost_of_run(record: Record) -> tuple[float, float]:
-    """Seconds of a record's own work, and those that the records of a variant share."""
-    shared = float(record.cost.get("feature_seconds", 0))
-    return float(record.cost.get("seconds", 0)) - shared, shared
-
-
 def number_in(record: Record, name: str, root: Path) -> float:
     """A number of ``record.scores``; :class:`RecordError` names the file that lacks it."""
     value = record.scores.get(name)
@@ -191,16 +270,21 @@ def number_in(record: Record, name: str, root: Path) -> float:
 
 
 def collect(root: Path, records: Sequence[Record] | None = None) -> pd.DataFrame:
-    """All records below ``root``, sorted by their axes; columns and types are ``COLUMNS``."""
-    rows = []
-    for record in iter_records(root) if records is None else records:
+    """All records below ``root``, sorted by their axes; columns and types are ``COLUMNS``.
+
+    Raises :class:`RecordError` for a record that is damaged or contradicts another one.
+    """
+    rows, records = [], tuple(iter_records(root)) if records is None else records
+    for record in records:
         _check_axes(record, record.key.path(root))
         rows.append(_row(record))
+    _check_one_source(records, root)
+    _check_twice_measured(records, root)
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     try:
         frame = frame.astype(COLUMNS)
     except (TypeError, ValueError):
-        _name_the_culprit(rows, records or iter_records(root), root)
+        _name_the_culprit(rows, records, root)
         raise
     return frame.sort_values(list(AXES), na_position="first", ignore_index=True)
 

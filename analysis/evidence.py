@@ -2,31 +2,39 @@
 
 Columns: source (``paper`` or ``results``), kind (``words``: Table 4; ``subset``: the 15 tasks,
 Table 5; ``full``: the 56 tasks, Table 1; ``offline``; ``leakage``; ``layers``), model, variant,
-pooling, task, score (points; cosines for the two analyses) and ``tasks``, the number of tasks or
-items behind the score: the paper prints means, we have each task.
+pooling, task, score (points; cosines for the two analyses), ``tasks``, the number of tasks or
+items behind the score (the paper prints means, we have each task), and ``adapters``, whose our
+score was made with: ``own``, ``published``, empty where there are none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
-from analysis.collect import Results, number_in
+from analysis.collect import MTEB, PUBLISHED, Results, number_in
 from analysis.means import exact
 from analysis.paper import our_names, printed
 from llm2vec.registry import MODELS, SUITES, WORD_TASKS, Model
 from llm2vec.results import NONE
 
-COLUMNS = ("source", "kind", "model", "variant", "pooling", "task", "score", "tasks")
+COLUMNS = ("source", "kind", "model", "variant", "pooling", "task", "score", "tasks",
+           "adapters")  # fmt: skip
 TOTALS = {
     "words": len(WORD_TASKS),
     "subset": len(SUITES["subset"]),
     "full": len(SUITES["full"]),
     "offline": len(SUITES["offline"]),
 }
+EXPERIMENTS = {
+    "words": ("word_probing",), "subset": MTEB, "full": MTEB, "offline": ("offline_suite",),
+    "leakage": ("pooling_leakage",), "layers": ("layer_similarity",),
+}  # fmt: skip
+AUTHORS = ", with the authors' adapters"
 Cell = tuple[str, str]  # variant, pooling
 
 
@@ -68,7 +76,9 @@ def _own_rows(results: Results) -> Iterator[tuple]:
 
 def collect_evidence(results: Results) -> pd.DataFrame:
     """The paper's and our numbers that claims are tested on."""
-    rows = [*_paper_rows(results.paper), *_own_rows(results)]
+    rows = [(*row, "") for row in _paper_rows(results.paper)]
+    whose = cache(results.adapters_of)
+    rows += [(*row, whose(row[2], row[3], *EXPERIMENTS[row[1]])) for row in _own_rows(results)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -83,13 +93,17 @@ class Means:
 
 @dataclass(frozen=True)
 class View:
-    """Evidence of one kind, source and model: scores by (variant, pooling) and task."""
+    """Evidence of one kind, source and model: scores by (variant, pooling) and task.
+
+    ``authors``: variants whose scores here were made with the authors' adapters.
+    """
 
     source: str
     kind: str
     model: Model
     cells: Mapping[Cell, Mapping[str, float]]
     weights: Mapping[str, int]
+    authors: frozenset[str] = frozenset()
 
     def compare(self, *cells: Cell) -> Means | None:
         """Means over the common tasks; None when a cell or a common task is missing."""
@@ -101,11 +115,11 @@ class View:
         values = tuple(sum(cell[task] for task in common) / len(common) for cell in found)
         return Means(values, per_task, sum(self.weights[task] for task in common))
 
-    def count(self, tasks: int) -> str:
-        """``6 of 15 tasks``, or the items of an analysis."""
-        if self.kind in TOTALS:
-            return f"{tasks} of {TOTALS[self.kind]} tasks"
-        return f"{tasks} {'triples' if self.kind == 'leakage' else 'paragraphs'}"
+    def count(self, tasks: int, *variants: str) -> str:
+        """``6 of 15 tasks``, or the items of an analysis; says if a variant is the authors'."""
+        of = "triples" if self.kind == "leakage" else "paragraphs"
+        of = f"of {TOTALS[self.kind]} tasks" if self.kind in TOTALS else of
+        return f"{tasks} {of}" + (AUTHORS if self.authors & set(variants) else "")
 
 
 def views(evidence: pd.DataFrame) -> list[View]:
@@ -117,5 +131,6 @@ def views(evidence: pd.DataFrame) -> list[View]:
         for row in rows.itertuples():
             cells.setdefault((row.variant, row.pooling), {})[row.task] = row.score
         weights = dict(zip(rows["task"], rows["tasks"], strict=True))
-        made.append(View(source, kind, MODELS[model], cells, weights))
+        authors = frozenset(rows.loc[rows["adapters"] == PUBLISHED, "variant"])
+        made.append(View(source, kind, MODELS[model], cells, weights, authors))
     return sorted(made, key=lambda view: order.index(view.model.name))

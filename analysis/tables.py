@@ -8,10 +8,11 @@ models that the paper does not have are in ``tables_own``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import pandas as pd
 
-from analysis.collect import Results
+from analysis.collect import MTEB, PUBLISHED, Results
 from analysis.means import CATEGORIES, tasks_by_category
 from analysis.paper import (
     COLUMNS_OF,
@@ -39,6 +40,7 @@ RERUN_NOTE = (
     "† For seven tasks mteb's own re-run of this Mistral-7B checkpoint does not give the printed "
     "score either; the CSV has the number with the re-runs, and ours judged by it."
 )
+AUTHORS_NOTE = "§ With the authors' adapters, which the printed numbers are of; without: our own."
 WORD_DISPLAY = {"chunking": "Chunking", "ner": "NER", "pos": "POS"}
 
 
@@ -73,6 +75,22 @@ def origin_of(results: Results, frame: pd.DataFrame, *experiments: str) -> Origi
     return Origin.of(rows[pd.Series(mask, index=rows.index, dtype=bool)])
 
 
+def compared(number: int, results: Results, *experiments: str) -> pd.DataFrame:
+    """``compare`` with the column ``adapters``: whose our number was made with, if it needs any."""
+    frame = compare(number, results)
+    whose = cache(lambda model, variant: results.adapters_of(model, variant, *experiments))
+    return frame.assign(adapters=list(map(whose, frame["model"], frame["variant"])))
+
+
+def _authors(row) -> str:
+    """The mark of a number that the authors' adapters gave."""
+    return "§" if row.done and row.adapters == PUBLISHED else ""
+
+
+def _notes(frame: pd.DataFrame, *notes: str) -> tuple[str, ...]:
+    return (*notes, AUTHORS_NOTE) if any(map(_authors, frame.itertuples())) else notes
+
+
 def _best(frame: pd.DataFrame, value: str) -> dict[tuple, bool]:
     """By (model, variant, pooling, column): whether the value is its model's best."""
     best = {}
@@ -96,7 +114,7 @@ def _coverage(frame: pd.DataFrame, cells: Mapping, tasks: Sequence[str]) -> str:
 # --------------------------------------------------------------------------- Tables 1 and 2
 def table1(results: Results) -> Table:
     """Unsupervised results on the 56 tasks of MTEB, category means (section 3.2)."""
-    frame, columns = compare(1, results), COLUMNS_OF[1]
+    frame, columns = compared(1, results, *MTEB), COLUMNS_OF[1]
     best = {name: _best(frame, name) for name in ("paper", "reproduced")}
     rows, models = [], []
     for (model, variant, pooling), group in frame.groupby(
@@ -113,9 +131,9 @@ def table1(results: Results) -> Table:
         ["Model", "Variant", "Pooling", "Numbers", *_short(columns), "Tasks run"],
         [[m, *row] for m, row in zip(once(models), rows, strict=True)],
         "llll" + "r" * len(columns) + "l", frame,
-        origin_of(results, frame, "mteb_full", "mteb_subset"),
+        origin_of(results, frame, *MTEB),
         _coverage(frame, results.mteb, SUITES["full"]), breaks=block_breaks(models),
-        notes=(PAPER_NOTE, ECHO_NOTE, RERUN_NOTE),
+        notes=_notes(frame, PAPER_NOTE, ECHO_NOTE, RERUN_NOTE),
     )  # fmt: skip
 
 
@@ -129,6 +147,7 @@ def _stacked(cells: Sequence, best: Mapping[str, Mapping[tuple, bool]]) -> list[
 
     average = cells[-1]
     run = f"{average.done} of {average.total}" if average.done else "not run"
+    run += _authors(average)
     rows = [["paper", *numbers("paper"), run]]
     if not all(pd.isna(cell.reproduced) for cell in cells):
         differences = [number(cell.difference, sign=True) for cell in cells]
@@ -180,7 +199,7 @@ def _short(columns: Sequence[str]) -> list[str]:
 # --------------------------------------------------------------------------- Tables 4, 5 and 11
 def reproduced_text(row) -> str:
     """``88.10 (+0.12) close``, ``not run``, or how far a mean has come; of a row of ``compare``."""
-    mark = "†" if row.note else ""
+    mark = ("†" if row.note else "") + _authors(row)
     if pd.isna(row.reproduced):
         part = f" ({row.done} of {row.total} tasks)" if row.done else ""
         return f"not run{part}{mark}"
@@ -218,30 +237,31 @@ def _side_by_side(
 
 def table4(results: Results) -> Table:
     """Word-level tasks, per-word accuracy (section 3.1)."""
-    frame = compare(4, results)
+    frame = compared(4, results, "word_probing")
     return Table(
         "table4", "Table 4: word-level tasks, accuracy",
         **_side_by_side(frame, WORD_TASKS, WORD_DISPLAY.__getitem__),
         origin=origin_of(results, frame, "word_probing"),
-        tasks=_coverage(frame, results.words, WORD_TASKS), notes=(PAPER_NOTE, CELL_NOTE),
+        tasks=_coverage(frame, results.words, WORD_TASKS),
+        notes=_notes(frame, PAPER_NOTE, CELL_NOTE),
     )  # fmt: skip
 
 
 def table5(results: Results) -> Table:
     """Poolings on the 15-task subset (section 3.2, appendix C)."""
-    frame = compare(5, results)
+    frame = compared(5, results, *MTEB)
     return Table(
         "table5", "Table 5: mean over the 15-task subset by variant and pooling",
         **_side_by_side(frame, COLUMNS_OF[5], display_pooling),
-        origin=origin_of(results, frame, "mteb_subset", "mteb_full"),
+        origin=origin_of(results, frame, *MTEB),
         tasks=_coverage(frame, results.mteb, SUITES["subset"]),
-        notes=(PAPER_NOTE, CELL_NOTE, RERUN_NOTE),
+        notes=_notes(frame, PAPER_NOTE, CELL_NOTE, RERUN_NOTE),
     )  # fmt: skip
 
 
 def table11(results: Results) -> Table:
     """LLM2Vec (mean pooling) on each of the 56 tasks (appendix)."""
-    frame = compare(11, results)
+    frame = compared(11, results, *MTEB)
     models = list(dict.fromkeys(frame["model"]))
     cells = {(row.model, row.column): row for row in frame.itertuples()}
     grouped = tasks_by_category(SUITES["full"])
@@ -260,10 +280,11 @@ def table11(results: Results) -> Table:
         ["Category", "Task", *["paper", "reproduced"] * len(models)],
         [[c, *row] for c, row in zip(once(categories), rows, strict=True)],
         "ll" + "rl" * len(models), frame,
-        origin_of(results, frame, "mteb_full", "mteb_subset"),
+        origin_of(results, frame, *MTEB),
         _coverage(frame, results.mteb, SUITES["full"]),
         groups=[("", 2), *((display_model(model), 2) for model in models)],
-        breaks=block_breaks(categories), notes=(PAPER_NOTE, CELL_NOTE, RERUN_NOTE),
+        breaks=block_breaks(categories),
+        notes=_notes(frame, PAPER_NOTE, CELL_NOTE, RERUN_NOTE),
     )  # fmt: skip
 
 
@@ -274,7 +295,7 @@ def table6(results: Results) -> Table:
     rows, data = [], []
     for model in dict.fromkeys(printed(6, results.paper)["model"]):
         ours, echo = hours.loc[model, "llm2vec"], hours.loc[model, "echo"]
-        cost = cost_ratio(results, model, ("mteb_subset", "mteb_full"), SUITES["full"])
+        cost = cost_ratio(results, model, MTEB, SUITES["full"])
         seconds, tokens, count = cost or (None, None, 0)
         data.append((model, ours, echo, echo / ours, seconds, tokens, count))
         rows.append([
@@ -289,7 +310,7 @@ def table6(results: Results) -> Table:
     return Table(
         "table6", "Table 6: hours of a full MTEB evaluation and the cost of Echo",
         ["Model", "LLM2Vec, h", "Echo, h", "Echo / LLM2Vec", "in seconds", "in tokens", "Tasks"],
-        rows, "lrrrrrr", frame, origin_of(results, named, "mteb_full", "mteb_subset"),
+        rows, "lrrrrrr", frame, origin_of(results, named, *MTEB),
         f"{int(frame['tasks'].max())} of 56",
         groups=[("", 1), ("Paper", 3), ("Reproduced, Echo / LLM2Vec", 2), ("", 1)],
         notes=("The paper's hours are approximate, on 8 A100 GPUs; other hardware, so no "

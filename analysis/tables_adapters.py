@@ -16,9 +16,8 @@ from analysis.collect import Results
 from analysis.render import NOT_RUN, Origin, Table, number
 from analysis.tables import display_model, once
 from analysis.trainings import Note, adapter_notes
-from llm2vec.corpora import STAND_IN
 from llm2vec.registry import MNTP, MODELS, SimCSE, settings_dict
-from llm2vec.registry_datasets import MIRROR_NAMES
+from llm2vec.registry_datasets import MIRROR_NAMES, STAND_IN
 
 Notes = Mapping[tuple[str, str], Note]  # by model and stage
 

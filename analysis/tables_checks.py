@@ -279,8 +279,10 @@ def departures(results: Results) -> Table:
     own.
     """
     scores = results.scores[~results.scores["experiment"].isin(["ablations", "attention_sink"])]
-    plain = scores[scores["setting"].isna()].set_index(list(AXES[:-1]))["score"].to_dict()
-    rows = scores[scores["setting"].notna() & ~in_another_dtype(scores)]
+    chosen = results.in_setting[scores.index]
+    plain = scores[chosen].set_index(list(AXES[:-1]))["score"].to_dict()
+    # Own adapters stand here, too, where the authors' count in their place.
+    rows = scores[~chosen & ~in_another_dtype(scores)].fillna({"setting": "own adapters"})
     rows = rows[~((rows["experiment"] == "word_probing")
                   & rows["setting"].isin(["same", "previous"]))]  # fmt: skip
     data = []

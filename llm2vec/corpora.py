@@ -19,13 +19,12 @@ from pathlib import Path
 from llm2vec.data import Source, hub_revision, load_split, mirror_folder
 from llm2vec.errors import AssetError, DataError
 from llm2vec.registry import UNPINNED
-from llm2vec.registry_datasets import MIRROR_NAMES, SENTENCES, WIKITEXT
+from llm2vec.registry_datasets import MIRROR_NAMES, SENTENCES, STAND_IN, WIKITEXT
 from llm2vec.results import sha256_file
 
 WIKITEXT_CONFIG = "wikitext-103-raw-v1"
 SENTENCES_FILE = "wiki1m_for_simcse.txt"
 SAMPLE = "wikipedia-sample"
-STAND_IN = "stand-in for training text"
 
 Corpus = tuple[list[str], list[Source]]
 

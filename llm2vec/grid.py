@@ -162,7 +162,8 @@ class Cell:
             suffix = layers.SUFFIX
         else:
             triples = leakage.load_triples()
-            key = leakage.key_of(self.model, self.variant, triples)
+            whose = self.selection.adapters
+            key = leakage.key_of(self.model, self.variant, triples, whose=whose)
             settings = leakage.settings_of(self.model, self.variant, triples)
             suffix = leakage.SUFFIX
         done = representations.is_complete(key, root, suffix, settings, self.hashes())

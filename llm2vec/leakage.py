@@ -333,9 +333,12 @@ def settings_of(
     }
 
 
-def key_of(model: Model, variant: Variant, triples: TripleSet, dtype: str | None = None) -> Key:
-    """Where the record of a run stands."""
-    setting = setting_of(model, triples.setting, dtype)
+def key_of(
+    model: Model, variant: Variant, triples: TripleSet, dtype: str | None = None, whose: str = "own"
+) -> Key:
+    """Where the record of a run stands; ``whose``: the adapters, own or published."""
+    authors = whose if whose != "own" and variant.stages else None
+    setting = setting_of(model, triples.setting, dtype, authors)
     return Key(EXPERIMENT, model.name, variant.name, NONE, TASK, setting)
 
 
@@ -374,9 +377,10 @@ def make_record(
     *,
     adapters: tuple[str, ...],
     provenance: Provenance,
+    whose: str = "own",
 ) -> Record:
     """The record of one model and variant."""
-    key = key_of(model, variant, triples, provenance.dtype)
+    key = key_of(model, variant, triples, provenance.dtype, whose)
     return Record(
         **asdict(key),
         metric="ranking_accuracy",

@@ -14,6 +14,8 @@ CONLL = "eriktks/conll2003"
 WIKITEXT = "Salesforce/wikitext"
 SENTENCES = "princeton-nlp/datasets-for-simcse"  # of Gao et al. (2021)
 
+STAND_IN = "stand-in for training text"  # status of texts that are not those of the paper
+
 # Names under which a mirror may hold them.
 MIRROR_NAMES: Mapping[str, str] = MappingProxyType(
     {CONLL: "conll2003", WIKITEXT: "wikitext-103-raw-v1", SENTENCES: "wiki-sentences"}

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 from llm2vec.errors import DataError, RecordError, SettingError
-from llm2vec.registry import Model
+from llm2vec.registry import ADAPTER_SOURCES, Model
 from llm2vec.results import Key, Record, is_done, write_record
 
 RESAMPLES = 10_000
@@ -86,10 +86,21 @@ def weights_of(model: Model, dtype: str | None) -> dict[str, Any]:
     return {"model_revision": revision_of(model), "dtype": dtype}
 
 
-def setting_of(model: Model, own_text: str | None, dtype: str | None) -> str | None:
-    """Name of a departure from the paper's setting: own text (its file's stem), another dtype."""
+def setting_of(
+    model: Model, own_text: str | None, dtype: str | None, adapters: str | None = None
+) -> str | None:
+    """Name of a run's setting, None for the plain one: own text (its file's stem), another dtype,
+    the source of ``adapters`` where they are not own.
+
+    Raises :class:`SettingError` for a stem that would pass for the adapters' source.
+    """
+    if own_text in ADAPTER_SOURCES:
+        raise SettingError(
+            f"a file named {own_text!r} cannot name a record: that means whose adapters were used. "
+            "Rename the file."
+        )
     dtype = weights_of(model, dtype)["dtype"]
-    parts = [own_text, None if dtype == model.dtype else dtype]
+    parts = [own_text, None if dtype == model.dtype else dtype, adapters]
     return "-".join(part for part in parts if part) or None
 
 

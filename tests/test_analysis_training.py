@@ -19,11 +19,11 @@ from analysis import (
 )
 from analysis.collect import Results, load_results
 from analysis.render import Cell, Table
-from llm2vec.corpora import STAND_IN
+from analysis.trainings import trainings
 from llm2vec.errors import RecordError
 from llm2vec.registry import MNTP, SimCSE, settings_dict
 from llm2vec.registry_ablations import ABLATIONS, WIKITEXT, Ablation
-from llm2vec.registry_datasets import SENTENCES
+from llm2vec.registry_datasets import SENTENCES, STAND_IN
 from llm2vec.results import NONE
 
 MODEL = "smollm2-135m"
@@ -196,6 +196,37 @@ def test_trainings_count_once_beside_what_was_measured(tmp_path: Path) -> None:
     assert list(per.loc["simcse-padding-false-42"]) == [2, 110]
     assert list(per.loc["simcse-dropout-0.3-42"]) == [1, 10]
     assert runs["seconds"].sum() == 1234.5 + 90 + 30
+
+
+def test_a_longer_training_counts_with_what_it_added(tmp_path: Path) -> None:
+    """25, 50 and 100 steps of one run cost what the longest says, in the command that ran them."""
+    for steps, seconds, rate, command in (
+        (25, 70.0, 0.1, "first"), (50, 142.5, 0.1, "first"), (100, 278.0, 0.1, "second"),
+        (50, 150.0, 0.2, "second"),
+    ):  # fmt: skip
+        training = {"learning_rate": rate, "seed": 42, "steps": steps}
+        spent = {"tokens": 512 * steps, "seconds": seconds, "final_loss": 5 - steps / 100,
+                 "data_hash": "d"}  # fmt: skip
+        made.add(tmp_path, "ablations", MODEL, "bi-mntp", NONE, "wikitext", 0.5,
+                 setting=f"mntp-lr-{rate}-{steps}", scores={"training": spent},
+                 hyperparameters={"training": training}, cost={"seconds": 1.0, "tokens": 1},
+                 provenance=made.PROVENANCE | {"command": command})  # fmt: skip
+    results = load_results(tmp_path)
+    cost = tables_cost.cost(results).data.set_index("experiment")
+    assert list(cost.loc["training", ["runs", "tokens", "seconds"]]) == [
+        4, 512 * (100 + 50), 278 + 150,
+    ]  # fmt: skip
+    per = tables_log.runs_of(results).set_index("command")["seconds"]
+    assert per.to_dict() == {"first": 142.5 + 2, "second": 278 - 142.5 + 150 + 2}
+
+
+def test_a_shorter_training_that_took_longer_is_in_no_other(tmp_path: Path) -> None:
+    for steps, seconds in ((25, 90.0), (50, 80.0)):
+        spent = {"tokens": 512 * steps, "seconds": seconds, "final_loss": 4.0}
+        made.add(tmp_path, "ablations", MODEL, "bi-mntp", NONE, "wikitext", 0.5,
+                 setting=f"mntp-lr-0.1-{steps}", scores={"training": spent},
+                 hyperparameters={"training": {"steps": steps}})  # fmt: skip
+    assert [t.seconds for t in trainings(load_results(tmp_path))] == [90, 80]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"data": [], "steps": "x"}'])

@@ -7,6 +7,7 @@ import pytest
 
 from llm2vec import corpora
 from llm2vec.errors import AssetError, DataError
+from llm2vec.registry_datasets import STAND_IN
 from llm2vec.results import sha256_file
 
 PARAGRAPHS = ["Dr. Smith lived in Rome. He wrote three books there.", "A second paragraph is here."]
@@ -58,7 +59,7 @@ def test_without_the_train_split_other_text_stands_in_and_says_so(
     texts, sources = corpora.training_texts()
     assert set(PARAGRAPHS) < set(texts) and "It rains." in texts
     assert [s.source for s in sources] == ["mirror", "asset"]
-    assert "stand-in" in sources[0].status and sources[1].status == corpora.STAND_IN
+    assert "stand-in" in sources[0].status and sources[1].status == STAND_IN
     assert sources[0].id == "wiki-sentences", "not by the name of the sentences it stands in for"
     file = small_mirror / "wiki-sentences" / "train.parquet"
     assert sources[0].revision == f"sha256:{sha256_file(file)[:16]}"

@@ -18,11 +18,13 @@ from llm2vec.errors import AdapterError, LLM2VecError, RecordError, SettingError
 from llm2vec.grid import Selection
 from llm2vec.jobs import Job
 from llm2vec.registry import MODELS, POOLINGS, SUITES, VARIANTS
+from llm2vec.registry_offline import OFFLINE_REVISIONS
 from llm2vec.results import write_record
 
 ROOT = Path(__file__).resolve().parents[1]
 OFFLINE = SUITES["offline"]
 SMOLLM2 = "smollm2-135m"
+DATA = {"id": "some/data", "source": "mirror", "status": "exact"}
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +57,7 @@ def measure(
             make_record(
                 *(run.key(task, p).experiment, SMOLLM2, variant, p, task.name, 0.5),
                 hyperparameters=evaluation.hyperparameters(run, task, p), adapters=hashes,
+                dataset=DATA | {"revision": OFFLINE_REVISIONS.get(task.name, task.revision)},
             ),
             root,
         )
@@ -99,6 +102,15 @@ def test_other_hyperparameters_are_missing_and_times_say_nothing(
     monkeypatch.setattr(evaluation, "TEXT_MAX_LENGTH", 300)
     (job,) = grid.expand(selection(tmp_path, variant="uni"))
     assert len(job.products) == job.total
+
+
+def test_records_of_other_data_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure(tmp_path, "uni")
+    changed = OFFLINE_REVISIONS | {OFFLINE[3]: "0" * 16}
+    monkeypatch.setattr(evaluation, "OFFLINE_REVISIONS", changed)
+    (job,) = grid.expand(selection(tmp_path, variant="uni"))
+    assert {path.stem for path in job.products} == {OFFLINE[3]}
+    assert len(job.products) == len(POOLINGS)
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
@@ -190,6 +202,21 @@ def test_published_adapters_are_never_trained_nor_fetched_to_plan(
     assert variants == ["uni", "bi", "bi-mntp", "bi-mntp-simcse", "echo"]
     assert all("--adapters=published" in job.command and not job.needs for job in found)
     assert asked and all(asked)
+
+
+def test_triples_with_published_adapters_have_a_record_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid.places, "published_adapters", lambda *_, **__: [])
+    names = {}
+    for source in grid.ADAPTER_SOURCES:
+        found = selection(tmp_path, grid.LEAKAGE, models=("mistral-7b",), adapters=source)
+        for cell in grid.cells(found):
+            (path,) = cell.records()[0]
+            names[source, cell.variant.name] = path.name
+    assert names["own", "bi-mntp"] == names["own", "uni"] == "triples.json"
+    assert names["published", "bi-mntp"] == "triples@published.json"
+    assert names["published", "uni"] == "triples.json", "it has no adapters"
 
 
 # --------------------------------------------------------------------------- jobs

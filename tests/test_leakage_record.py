@@ -18,7 +18,7 @@ from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import RecordError, SettingError, UnknownNameError
 from llm2vec.leakage import TripleSet, prefix_cosines
 from llm2vec.provenance import capture_provenance
-from llm2vec.registry import get_model
+from llm2vec.registry import get_model, get_variant
 from llm2vec.results import read_record
 
 
@@ -143,6 +143,17 @@ def test_departures_from_the_setting_are_named(own_set: TripleSet) -> None:
     assert leakage.key_of(model, UNI, own_set, "bfloat16").setting == "mine-bfloat16"
 
 
+def test_the_authors_adapters_are_named_where_there_are_adapters(own_set: TripleSet) -> None:
+    model, mntp, own = get_model("mistral-7b"), get_variant("bi-mntp"), leakage.load_triples()
+    assert leakage.key_of(model, mntp, own, whose="own").setting is None
+    assert leakage.key_of(model, mntp, own, whose="published").setting == "published"
+    assert leakage.key_of(model, UNI, own, whose="published").setting is None
+    key = leakage.key_of(model, mntp, own_set, "float16", "published")
+    assert key.setting == "mine-float16-published"
+    with pytest.raises(SettingError, match=r"'published' cannot name a record.*Rename the file"):
+        leakage.key_of(model, mntp, TripleSet(own_set.triples, "0", "published"))
+
+
 def test_file_name_that_cannot_name_a_record(tmp_path: Path) -> None:
     bad = leakage.load_triples(write_lines(tmp_path / "my own.jsonl", triple_line()))
     with pytest.raises(SettingError, match="my own"):
@@ -181,6 +192,35 @@ def test_script_runs_once_unless_forced(
     assert loads == ["uni", "uni"]
     path = tmp_path / "raw/pooling_leakage/smollm2-135m/uni/none/triples@mine.json"
     assert read_record(path).score == 0.5
+
+
+def test_a_run_with_published_adapters_leaves_the_own_one_alone(
+    script: ModuleType, tiny_llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leakage, "load_triples", lambda _: TripleSet(TRIPLES, "0"))
+    set_attention(tiny_llama.model.model, "bidirectional")
+    loads: list[str] = []
+
+    def load(model: str, variant: str, *, adapters: str, **_: Any) -> LLM2Vec:
+        loads.append(adapters)
+        encoder = LLM2Vec(
+            tiny_llama.model.model, tiny_llama.tokenizer, model=get_model(model),
+            variant=get_variant(variant),
+        )  # fmt: skip
+        encoder.adapters = (adapters,)
+        return encoder
+
+    monkeypatch.setattr(llm2vec.encoder, "load_encoder", load)
+    monkeypatch.setattr("llm2vec.analyses.adapter_folders", lambda *_: ["own"])
+    monkeypatch.setattr("llm2vec.analyses.published_adapters", lambda *_: ["published"])
+    monkeypatch.setattr("llm2vec.analyses.adapter_hash", str)
+    for adapters in ("own", "published", "own", "published"):
+        script.main("smollm2-135m", "bi-mntp", adapters=adapters, results=tmp_path)
+    assert loads == ["own", "published"], "each is found again"
+    folder = tmp_path / "raw/pooling_leakage/smollm2-135m/bi-mntp/none"
+    assert read_record(folder / "triples.json").adapters == ("own",)
+    assert read_record(folder / "triples@published.json").adapters == ("published",)
+    assert len(list(folder.iterdir())) == 4, "with the cosines of each"
 
 
 def test_script_refuses_names_that_do_not_fit(script: ModuleType, tmp_path: Path) -> None:
