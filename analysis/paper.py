@@ -11,7 +11,8 @@ a small model of ours stands in tables of its own. How the paper's names map to 
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import pandas as pd
 from analysis.collect import Results
 from analysis.means import Mean, columns_of_table1, exact, mean_of
 from llm2vec.errors import SettingError
+from llm2vec.estimates import Run, passes, runs_of
 from llm2vec.registry import POOLINGS, SUITES, VARIANTS, WORD_TASKS
 from llm2vec.registry_verdicts import VERDICT_BANDS
 from llm2vec.results import NONE, Record
@@ -197,35 +199,74 @@ def verdict_counts(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["table", "printed numbers", *VERDICTS])
 
 
-def cost_alone(record: Record) -> tuple[float, float]:
-    """Seconds and tokens of a record as if no other pooling had been asked for with it.
+@dataclass(frozen=True)
+class MeanCost:
+    """What mean pooling alone costs on a task; ``exact``: whether its tokens are counted."""
 
-    Poolings that are recorded together share their passes, but ``eos`` under bidirectional
-    attention has a pass of its own, as long as the other's.
+    seconds: float
+    tokens: float
+    exact: bool
+
+
+def mean_costs(
+    results: Results, model: str, experiments: Sequence[str], tasks: Container[str]
+) -> dict[str, dict[str, MeanCost]]:
+    """Of Echo and LLM2Vec, by variant and task, over the tasks that both have run."""
+    by_task: dict[str, list[Run]] = {}
+    for run in runs_of(r for r in results.records if r.model == model and r.key in results.chosen):
+        if run.records[0].experiment in experiments and run.records[0].task in tasks:
+            by_task.setdefault(run.records[0].task, []).append(run)
+    found: dict[str, dict[str, MeanCost]] = {"echo": {}, LLM2VEC[0]: {}}
+    for task, runs in sorted(by_task.items()):  # one order, one rounding
+        plain = _tokens_without_eos(runs)
+        costs = {
+            record.variant: _alone(record, run, plain)
+            for run in runs
+            for record in run.records
+            if record.pooling == ECHO_POOLING and record.variant in found
+        }
+        if costs.keys() == found.keys():
+            for variant, cost in costs.items():
+                found[variant][task] = cost
+    return found
+
+
+def _alone(record: Record, run: Run, plain: float | None) -> MeanCost:
+    """The mean's share in the passes of a run, and the scoring of its own record."""
+    variant, poolings = VARIANTS[record.variant], run.poolings or frozenset(POOLINGS)
+    plain = run.tokens if "eos" not in poolings else None if variant.echo else plain
+    # Where it is not known, EOS, a token of each text, is left in.
+    tokens = plain or run.tokens * passes(variant, (ECHO_POOLING,)) / passes(variant, poolings)
+    encoding = record.cost.get("encoding_seconds", record.cost["seconds"])
+    share = tokens / run.tokens if run.tokens else 1
+    return MeanCost(record.cost["seconds"] - encoding + encoding * share, tokens, bool(plain))
+
+
+def _tokens_without_eos(runs: Iterable[Run]) -> float | None:
+    """Tokens of a pass over a task without EOS, the same with every adapter; None if not known.
+
+    Beside ``eos`` a bidirectional model has this pass and one with EOS, a causal one the latter
+    alone: the difference is exact, since texts of at most 400 tokens never lose one to EOS.
     """
-    cost, bidirectional = record.cost, VARIANTS[record.variant].attention == "bidirectional"
-    passes = 2 if bidirectional and cost.get("poolings_sharing", 1) > 1 else 1
-    encoding = cost.get("encoding_seconds", cost["seconds"])
-    return cost["seconds"] - encoding + encoding / passes, cost["tokens"] / passes
+    counted: dict[str, float] = {}
+    for run in runs:
+        variant = VARIANTS[run.records[0].variant]
+        if not variant.echo and variant.attention != "own" and run.poolings:
+            kind = "plain" if "eos" not in run.poolings else "eos"
+            counted["both" if passes(variant, run.poolings) == 2 else kind] = run.tokens
+    if counted.keys() >= {"both", "eos"}:
+        counted.setdefault("plain", counted["both"] - counted["eos"])
+    return counted.get("plain")
 
 
 def cost_ratio(
     results: Results, model: str, experiments: Sequence[str], tasks: Container[str]
 ) -> tuple[float, float, int] | None:
     """Echo's seconds and tokens as multiples of LLM2Vec's, and how many tasks both have run."""
-    cost: dict[str, dict[str, tuple[float, float]]] = {"echo": {}, LLM2VEC[0]: {}}
-    for record in results.records:
-        if (
-            record.experiment in experiments and record.model == model
-            and record.setting is None and record.pooling == ECHO_POOLING
-            and record.variant in cost and record.task in tasks
-        ):  # fmt: skip
-            cost[record.variant][record.task] = cost_alone(record)
-    both = sorted(cost["echo"].keys() & cost[LLM2VEC[0]].keys())  # one order, one rounding
-    if not both:
+    costs = mean_costs(results, model, experiments, tasks)
+    echo, ours = costs["echo"].values(), costs[LLM2VEC[0]].values()
+    if not ours:
         return None
-    echo, ours = (
-        [sum(cost[variant][task][part] for task in both) for part in (0, 1)]
-        for variant in ("echo", LLM2VEC[0])
-    )
-    return echo[0] / ours[0], echo[1] / ours[1], len(both)
+    seconds = sum(c.seconds for c in echo) / sum(c.seconds for c in ours)
+    tokens = sum(c.tokens for c in echo) / sum(c.tokens for c in ours)
+    return seconds, tokens, len(ours)

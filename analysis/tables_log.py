@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.collect import Results, cost_of_run, pass_of
+from analysis.collect import Results
 from analysis.render import NOT_RUN, Origin, Table
+from analysis.tables_cost import works
 from analysis.trainings import trainings
 
 COLUMNS = ["date", "commit", "experiment", "model", "variant", "machine", "command", "records",
@@ -28,36 +29,19 @@ def machine_of(provenance: dict[str, Any]) -> str:
 
 def runs_of(results: Results) -> pd.DataFrame:
     """One row per command and commit, trainings included; what records share counts once."""
-    rows = []
-    for record in results.records:
-        origin = record.provenance
-        rows.append(
-            (
-                origin["started"][:10], origin["commit"][:9], record.experiment, record.model,
-                record.variant, machine_of(origin), origin["command"],
-                pass_of(record), *cost_of_run(record),
-            )
-        )  # fmt: skip
-    rows = [(*row[:-2], 1, *row[-2:]) for row in rows]
-    rows += [
+    done = [(w.experiment, w.model, w.variant, w.origin, w.records, w.seconds)
+            for w in works(results)]  # fmt: skip
+    done += [("training" if t.adapter else "ablations", t.model, t.variant, t.origin, 0, t.seconds)
+             for t in trainings(results)]  # fmt: skip
+    rows = [
         (
-            t.origin["started"][:10], t.origin["commit"][:9],
-            "training" if t.adapter else "ablations", t.model, t.variant, machine_of(t.origin),
-            t.origin["command"], f"training of {t.name}", 0, t.seconds, 0.0,
+            origin["started"][:10], origin["commit"][:9], *place, machine_of(origin),
+            origin["command"], records, seconds,
         )
-        for t in trainings(results)
+        for *place, origin, records, seconds in done
     ]  # fmt: skip
-    columns = [*COLUMNS[:7], "task", "records", "own", "shared"]
-    frame = pd.DataFrame(rows, columns=columns)
-    axes = COLUMNS[:7]
-    tasks = frame.groupby([*axes, "task"], as_index=False, sort=False).agg(
-        records=("records", "sum"), own=("own", "max"), shared=("shared", "max")
-    )
-    runs = tasks.groupby(axes, as_index=False, sort=False).agg(
-        records=("records", "sum"), own=("own", "sum"), shared=("shared", "max")
-    )
-    runs["seconds"] = runs["own"] + runs["shared"]
-    return runs[COLUMNS].sort_values(COLUMNS[:7], ignore_index=True)
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    return frame.groupby(COLUMNS[:7], as_index=False).sum()
 
 
 def log(results: Results) -> Table:
@@ -78,5 +62,6 @@ def log(results: Results) -> Table:
     return Table(
         "log", "What was run", header, shown or [["not run", *[NOT_RUN] * 5]], "llllrr", frame,
         Origin.of(results.scores), f"{len(results.records)} records",
-        notes=("Duration: of the measurements and of what was trained for them, loading apart.",),
+        notes=("Duration: of the measurements and of what was trained for them, loading apart; "
+               "of a training that goes on from a shorter one, what it added.",),
     )  # fmt: skip

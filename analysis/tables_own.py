@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.collect import Results, Score
 from analysis.means import exact, mean_of, tasks_by_category
-from analysis.paper import ECHO_POOLING, LLM2VEC, cost_ratio
+from analysis.paper import ECHO_POOLING, LLM2VEC, cost_ratio, mean_costs
 from analysis.render import NOT_RUN, Cell, Origin, Table, bold_best, number
 from analysis.tables import (
     WORD_DISPLAY,
@@ -249,9 +249,10 @@ def echo(results: Results) -> Table:
     header = ["Model", "Suite", "Tasks", "LLM2Vec", "Echo", "tokens", "seconds"]
     columns = ["model", "suite", "tasks", "llm2vec", "echo", "tokens_ratio", "seconds_ratio"]
     notes = ("Scores times 100, mean pooling, of the tasks that both have run; cost: Echo's as a "
-             "multiple of LLM2Vec's, the same tasks. Tokens are exact; seconds are of the runs, "
-             "whatever else the machine had to do.",)  # fmt: skip
-    data = []
+             "multiple of LLM2Vec's, the same tasks. Tokens are those of the mean's pass alone, "
+             "'about' where EOS shared it and cannot be taken out. Seconds are of the runs, "
+             "divided as the tokens, whatever else the machine had to do.",)  # fmt: skip
+    data, exactly = [], []
     for model in MODELS:
         for suite, experiments, cells in suites:
             ours, other = (cells.get((model, variant, ECHO_POOLING), {})
@@ -260,11 +261,15 @@ def echo(results: Results) -> Table:
             if ratio := cost_ratio(results, model, experiments, both):
                 scores = [mean_of(exact(cell), both).value for cell in (ours, other)]
                 data.append((model, suite, len(both), *scores, ratio[1], ratio[0]))
+                costs = mean_costs(results, model, experiments, both).values()
+                exactly.append(all(c.exact for of_task in costs for c in of_task.values()))
     frame = pd.DataFrame(data, columns=columns)
     if not data:
         return _nothing("echo", "Echo: score and cost", header, notes, frame)
-    rows = [[display_model(m), suite, str(n), *(number(v) for v in values)]
-            for m, suite, n, *values in data]  # fmt: skip
+    rows = [[display_model(m), suite, str(n), number(ours), number(other),
+             number(tokens) if exact_ else f"about {tokens:.1f}", number(seconds)]
+            for (m, suite, n, ours, other, tokens, seconds), exact_
+            in zip(data, exactly, strict=True)]  # fmt: skip
     origin = results.of("mteb_subset", "mteb_full", "offline_suite")
     origin = origin[origin["variant"].isin(["echo", LLM2VEC[0]])]
     return Table(

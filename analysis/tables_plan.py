@@ -275,9 +275,11 @@ class _Hours:
         if part in (LEAKAGE, LAYERS):
             passes = estimates.passes_of(VARIANTS[variant], 1)
             return self.costs.analysis(model, members[0].task, passes).seconds
-        poolings = tuple(dict.fromkeys(gap.place[1] for gap in members))
-        tasks = [TASKS[name] for name in dict.fromkeys(gap.task for gap in members)]
-        return self.costs.tasks(model, VARIANTS[variant], tasks, poolings).seconds
+        lacking: dict[str, list[str]] = {}
+        for gap in members:
+            lacking.setdefault(gap.task, []).append(gap.place[1])
+        wanted = [(TASKS[task], poolings) for task, poolings in lacking.items()]
+        return self.costs.measurements(model, VARIANTS[variant], wanted).seconds
 
 
 def _small(results: Results) -> Iterator[tuple[list[str], list[tuple]]]:

@@ -1,13 +1,14 @@
 """The trainings behind the results: those of the shipped adapters and of the ablations, each once.
 
 An adapter says in ``adapters/{model}/{stage}/provenance.json`` what it was trained on and how long;
-a record of an ablation says it of the adapter that it measured.
+a record of an ablation says it of the adapter that it measured. A run of more steps goes on from
+the shorter one and its numbers contain the shorter one's: it counts with what it added.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from analysis.collect import Results
 from llm2vec.errors import RecordError
 from llm2vec.registry import MODELS, VARIANTS
+from llm2vec.results import Record, hash_of
 
 Note = Mapping[str, Any]
 # What a note is read for; a file without one of these is damaged.
@@ -24,7 +26,10 @@ _ORIGIN = ("commit", "dirty", "started", "command", "device")
 
 @dataclass(frozen=True)
 class Training:
-    """One training: ``name`` is the adapter's or the ablation's, ``origin`` the provenance."""
+    """One training, or what a longer run added to a shorter one's.
+
+    ``name`` is the adapter's or the ablation's, ``origin`` the provenance.
+    """
 
     model: str
     variant: str
@@ -51,18 +56,38 @@ def trainings(results: Results) -> Iterator[Training]:
             True,
             note["provenance"],
         )
-    seen = set()
-    of_ablations = [r for r in results.records if r.scores.get("training")]
-    for record in sorted(of_ablations, key=lambda r: str(r.provenance["started"])):
+    records = sorted(results.records, key=lambda r: str(r.provenance["started"]))
+    alike: dict[str, list[Record]] = {}
+    for record in records:
+        if record.scores.get("training"):
+            alike.setdefault(_apart_from_steps(record), []).append(record)
+    for members in alike.values():
+        yield from _increments(members)
+
+
+def _apart_from_steps(record: Record) -> str:
+    """Hash of what two runs share when one can go on from the other."""
+    same = {k: v for k, v in record.hyperparameters.get("training", {}).items() if k != "steps"}
+    data = record.scores["training"].get("data_hash")
+    return hash_of({"model": record.model, "variant": record.variant, "of": same, "data": data})
+
+
+def _increments(records: Iterable[Record]) -> Iterator[Training]:
+    """Each run of these, without what the longest one before it had spent already."""
+    runs: dict[tuple[float, float, float], Record] = {}
+    for record in records:
         spent = record.scores["training"]
-        same = (record.model, record.variant, spent["tokens"], spent["seconds"],
-                spent["final_loss"])  # fmt: skip
-        if same not in seen:
-            seen.add(same)
-            yield Training(
-                record.model, record.variant, str(record.setting), spent["tokens"],
-                spent["seconds"], False, record.provenance,
-            )  # fmt: skip
+        runs.setdefault((spent["tokens"], spent["seconds"], spent["final_loss"]), record)
+    done: list[tuple[float, float]] = []
+    for (tokens, seconds, _), record in sorted(runs.items(), key=lambda item: item[0]):
+        # One that took less time, or as many steps again, did not go on from the other.
+        within = [d for d in done if d[0] < tokens and d[1] < seconds]
+        before = max(within, default=(0, 0.0))
+        yield Training(
+            record.model, record.variant, str(record.setting), tokens - before[0],
+            round(seconds - before[1], 3), False, record.provenance,
+        )  # fmt: skip
+        done.append((tokens, seconds))
 
 
 def variant_of(stage: str) -> str:

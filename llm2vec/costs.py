@@ -8,7 +8,7 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from statistics import median
 
 from llm2vec import estimates
 from llm2vec.errors import RecordError
-from llm2vec.registry import MNTP, MODELS, PROBE, Model, SimCSE, Task, Variant
+from llm2vec.registry import MNTP, MODELS, PROBE, VARIANTS, Model, SimCSE, Task, Variant
 from llm2vec.results import Record, read_record
 
 CPU_FLOPS = 6e10  # where no record says: two busy cores
@@ -85,13 +85,18 @@ class Costs:
         self, model: Model, variant: Variant, tasks: Sequence[Task], poolings: Sequence[str]
     ) -> Cost:
         """Sentence-level tasks of one variant, all poolings from shared passes."""
-        counts = [
-            estimates.tokens_of(task, model, variant, poolings, self.records).count
-            for task in tasks
-        ]
-        tokens = sum(UNKNOWN_TASK if count is None else count for count in counts)
-        seconds = self._seconds(model, tokens) + SCORING * len(tasks) * len(poolings) + START
-        return Cost(tokens, seconds)
+        return self.measurements(model, variant, [(task, poolings) for task in tasks])
+
+    def measurements(
+        self, model: Model, variant: Variant, wanted: Iterable[tuple[Task, Sequence[str]]]
+    ) -> Cost:
+        """As :meth:`tasks`, each task with poolings of its own; the model is loaded once."""
+        tokens = scores = 0
+        for task, poolings in wanted:
+            count = estimates.tokens_of(task, model, variant, poolings, self.records).count
+            tokens += UNKNOWN_TASK if count is None else count
+            scores += len(poolings)
+        return Cost(tokens, self._seconds(model, tokens) + SCORING * scores + START)
 
     def words(self, model: Model, measurements: int) -> Cost:
         """One pass over CoNLL-2003 and the probes of so many (task, alignment) pairs."""
@@ -101,7 +106,11 @@ class Costs:
 
     def analysis(self, model: Model, task: str, passes: int = 1) -> Cost:
         """Pooling leakage (``triples``) or layer similarity (``wikipedia``)."""
-        once = [estimates.per_pass(r) for r in self.records if r.task == task]
+        once = [
+            record.cost.get("tokens", 0) / estimates.passes_of(VARIANTS[record.variant], 1)
+            for record in self.records
+            if record.task == task and record.variant in VARIANTS
+        ]
         tokens = passes * (median(once) if once else ANALYSIS_TOKENS)
         return Cost(round(tokens), self._seconds(model, tokens) + START)
 

@@ -2,20 +2,28 @@
 
 Tokens of a task come, in this order, from committed records of the same model, from records of
 another model of its kind, from the size of the task's texts (``resources/task_sizes.csv``), or are
-unknown; :attr:`Tokens.basis` says which. Seconds come from the speed that records state, else from
-the arithmetic of a forward pass. Every figure is a guide, not a promise.
+unknown; :attr:`Tokens.basis` says which. Seconds come from the speed of recorded passes in the
+dtype asked for, else from the arithmetic of a forward pass. Every figure is a guide, not a promise.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import median
 
 from llm2vec.paths import RESOURCES
-from llm2vec.registry import TEXT_MAX_LENGTH, VARIANTS, Model, Task, Variant, get_model
+from llm2vec.registry import (
+    POOLINGS,
+    TEXT_MAX_LENGTH,
+    VARIANTS,
+    Model,
+    Task,
+    Variant,
+    get_model,
+)
 from llm2vec.results import Record
 
 CHARACTERS = 4.2  # per token
@@ -26,7 +34,8 @@ ALIKE = 4  # times the parameters: a smaller model leaves a GPU waiting, its spe
 WIDTHS_ALIVE = 16  # hidden widths that one token holds at the peak of a block (MLP, attention)
 RUNTIME = 1.5e9  # Python, torch, tokenizer, data frames
 CUDA_CONTEXT = 1e9
-_SENTENCES = ("mteb_subset", "mteb_full", "offline_suite")
+_MTEB = ("mteb_subset", "mteb_full")
+_SENTENCES = (*_MTEB, "offline_suite")
 
 
 @dataclass(frozen=True)
@@ -55,34 +64,93 @@ def task_sizes() -> dict[str, tuple[int, int, int]]:
         }
 
 
+# --------------------------------------------------------------------------- runs behind records
+@dataclass(frozen=True)
+class Run:
+    """Records of one task whose poolings shared their forward passes, and so their cost.
+
+    ``poolings``: all that were run, those without a record here included; None where their number
+    alone is known.
+    """
+
+    records: tuple[Record, ...]
+    poolings: frozenset[str] | None
+
+    @property
+    def tokens(self) -> float:
+        return max(float(record.cost.get("tokens", 0)) for record in self.records)
+
+    @property
+    def seconds(self) -> float:
+        """Of the passes, scoring apart; 0 where no record says."""
+        return max(map(_encoding, self.records))
+
+    @property
+    def per_pass(self) -> float:
+        """Tokens of one pass, EOS apart; 0 where it cannot be known."""
+        if self.poolings is None:
+            return 0.0
+        return self.tokens / passes(VARIANTS[self.records[0].variant], self.poolings)
+
+
+def _encoding(record: Record) -> float:
+    cost = record.cost
+    speed = cost.get("tokens_per_second") or float("inf")
+    return float(cost.get("encoding_seconds", cost.get("tokens", 0) / speed))
+
+
+def origin_of(record: Record) -> tuple[str, ...]:
+    """What the records of one run have in common: the passes began once, by one command."""
+    names = ("commit", "started", "command", "device")
+    return tuple(str(record.provenance.get(name)) for name in names)
+
+
+def runs_of(records: Iterable[Record]) -> list[Run]:
+    """The runs behind the records of sentence-level tasks, each once."""
+    groups: dict[tuple[object, ...], list[Record]] = {}
+    for record in records:
+        if record.experiment in _SENTENCES:
+            sharing = record.cost.get("poolings_sharing")
+            alone = record.pooling if sharing == 1 else sharing
+            place = (record.experiment, record.model, record.variant, record.task, record.setting)
+            groups.setdefault((*place, alone, *origin_of(record)), []).append(record)
+    return [Run(tuple(members), _poolings(members)) for members in groups.values()]
+
+
+def _poolings(members: Sequence[Record]) -> frozenset[str] | None:
+    known = frozenset(record.pooling for record in members)
+    number = int(members[0].cost.get("poolings_sharing", len(known)))
+    if number == len(known):
+        return known
+    return frozenset(POOLINGS) if number == len(POOLINGS) else None
+
+
 # --------------------------------------------------------------------------- tokens
+def passes(variant: Variant, poolings: Collection[str]) -> int:
+    """Times that a text goes through: a bidirectional ``eos`` beside others has a pass of its own.
+
+    Echo shows a text twice. EOS itself, a token more in a pass, is not counted.
+    """
+    apart = variant.attention == "bidirectional" and "eos" in poolings and len(poolings) > 1
+    return (2 if variant.echo else 1) * (2 if apart else 1)
+
+
 def passes_of(variant: Variant, poolings: int) -> int:
-    """Passes over a text: a bidirectional ``eos`` needs its own, echo shows a text twice."""
-    if variant.echo:
-        return 2
-    return 2 if variant.attention == "bidirectional" and poolings > 1 else 1
-
-
-def per_pass(record: Record) -> float:
-    """Tokens of one pass over a recorded task."""
-    poolings = int(record.cost.get("poolings_sharing", 1))
-    variant = VARIANTS.get(record.variant)
-    return record.cost.get("tokens", 0) / (passes_of(variant, poolings) if variant else 1)
+    """:func:`passes` for one pooling, or for all of them."""
+    return passes(variant, POOLINGS if poolings > 1 else POOLINGS[:1])
 
 
 def tokens_of(
     task: Task, model: Model, variant: Variant, poolings: Sequence[str], records: Iterable[Record]
 ) -> Tokens:
     """Estimate of the tokens that go through the model for one task."""
-    times = passes_of(variant, len(poolings))
+    times = passes(variant, poolings)
     found: dict[str, list[float]] = {"this": [], "model": [], "other": []}
-    for record in records:
-        if record.experiment not in _SENTENCES or record.task != task.name:
-            continue
-        ran, each = VARIANTS[record.variant], per_pass(record)
+    for run in runs_of(record for record in records if record.task == task.name):
+        ran, each = VARIANTS[run.records[0].variant], run.per_pass
         if not each or (ran.attention == "own") != (variant.attention == "own"):
             continue
-        same = record.model == model.name
+        same = run.records[0].model == model.name
         found["this" if same and ran == variant else "model" if same else "other"].append(each)
     for kind, basis in (
         ("this", "records of this variant"),
@@ -106,33 +174,51 @@ def _from_texts(task: Task, variant: Variant) -> float:
 
 
 # --------------------------------------------------------------------------- time
-def speeds(model: Model, records: Iterable[Record]) -> dict[str, Speed]:
+def speeds(model: Model, records: Iterable[Record], dtype: str | None = None) -> dict[str, Speed]:
     """Tokens per second by device: measured for this model, else scaled by parameters.
 
-    There is always one for a GPU: arithmetic (two operations a parameter and token) where no
-    record of a model of like size has been made on one.
+    ``dtype``: of the run to come; the registry's where none is given. There is always a speed for
+    a GPU: arithmetic (two operations a parameter and token) where no record of a model of like
+    size has been made on one.
     """
-    measured: dict[str, dict[str, list[float]]] = {}
-    for record in records:
-        speed = record.cost.get("tokens_per_second")
-        if record.experiment in _SENTENCES and speed:
-            device = str(record.provenance["device"]).split(":")[0]
-            measured.setdefault(device, {}).setdefault(record.model, []).append(speed)
+    measured: dict[str, dict[str, list[Run]]] = {}
+    for run in runs_of(records):
+        first = run.records[0]
+        if run.tokens and run.seconds:
+            device = str(first.provenance["device"]).split(":")[0]
+            measured.setdefault(device, {}).setdefault(first.model, []).append(run)
     out = {}
     for device, by_model in measured.items():
-        if model.name in by_model:
-            out[device] = Speed(median(by_model[model.name]), "records of this model")
-        else:
-            nearest = min(by_model, key=lambda m: abs(get_model(m).parameters - model.parameters))
-            factor = get_model(nearest).parameters / model.parameters
-            if device == "cuda" and not 1 / ALIKE <= factor <= ALIKE:
-                continue
-            out[device] = Speed(
-                median(by_model[nearest]) * factor, f"records of {nearest}, scaled by parameters"
-            )
+        own = model.name in by_model
+        name = model.name if own else min(
+            by_model, key=lambda m: abs(get_model(m).parameters - model.parameters)
+        )  # fmt: skip
+        factor = get_model(name).parameters / model.parameters
+        if not own and device == "cuda" and not 1 / ALIKE <= factor <= ALIKE:
+            continue
+        speed, remark = _speed(by_model[name], dtype or model.dtype, get_model(name).dtype)
+        basis = f"records of this model{remark}"
+        if not own:
+            basis = f"records of {name}{remark}, scaled by parameters"
+        out[device] = Speed(speed * factor, basis)
     if "cuda" not in out:
         out["cuda"] = Speed(GPU_FLOPS / (2 * model.parameters), "at best: arithmetic for an A100")
     return out
+
+
+def _speed(runs: Sequence[Run], dtype: str, default: str) -> tuple[float, str]:
+    """Tokens per second over all passes of the best records, and a remark where dtypes differ.
+
+    Another dtype has another speed, and the short texts of the offline suite have a lower one.
+    """
+    by_dtype: dict[str, list[Run]] = {}
+    for run in runs:
+        by_dtype.setdefault(str(run.records[0].provenance["dtype"]), []).append(run)
+    used = next((name for name in (dtype, default) if name in by_dtype), min(by_dtype))
+    alike = by_dtype[used]
+    chosen = [run for run in alike if run.records[0].experiment in _MTEB] or alike
+    speed = sum(run.tokens for run in chosen) / sum(run.seconds for run in chosen)
+    return speed, "" if used == dtype else f" in {used}"
 
 
 # --------------------------------------------------------------------------- memory and disk

@@ -23,7 +23,7 @@ from analysis.paper import (
 )
 from llm2vec.errors import SettingError
 from llm2vec.paths import results_dir
-from llm2vec.registry import MODELS, SUITES, TASKS, VARIANTS
+from llm2vec.registry import MODELS, POOLINGS, SUITES, TASKS, VARIANTS
 from llm2vec.registry_verdicts import VERDICT_BANDS
 from llm2vec.results import NONE
 
@@ -266,7 +266,31 @@ def test_a_second_pass_for_eos_is_no_cost_of_the_mean(tmp_path: Path) -> None:
     found = cost_ratio(results, "smollm2-135m", ("offline_suite",), SUITES["offline"])
     assert found == pytest.approx((21 / 11, 200 / 101, 1))
     (row,) = tables_own.echo(results).rows
-    assert row == ["SmolLM2-135M", "offline suite", "1", "50.00", "50.00", "1.98", "1.91"]
+    assert row == ["SmolLM2-135M", "offline suite", "1", "50.00", "50.00", "about 2.0", "1.91"]
+
+
+def test_tokens_of_the_mean_are_exact_where_a_causal_run_tells_eos_apart(tmp_path: Path) -> None:
+    """Ten texts of 100 tokens: EOS adds 10 to a pass, and no half of 210 is 100."""
+    task = SUITES["offline"][0]
+
+    def run(variant: str, sharing: int, tokens: int, *poolings: str) -> None:
+        for pooling in poolings:
+            made.add(tmp_path, "offline_suite", "smollm2-135m", variant, pooling, task, 0.5, cost={
+                "seconds": 21.0, "encoding_seconds": 21.0, "tokens": tokens,
+                "poolings_sharing": sharing,
+            })  # fmt: skip
+
+    def ratio() -> tuple[str, str]:
+        return tuple(tables_own.echo(load_results(tmp_path)).rows[0][-2:])
+
+    run("echo", 1, 200, "mean")
+    run("bi-mntp-simcse", 3, 210, *POOLINGS)
+    assert ratio() == ("about 1.9", "2.00")
+    run("uni", 3, 110, *POOLINGS)
+    assert ratio() == ("2.00", "2.10")
+    # without eos, two poolings are one pass
+    run("bi-mntp-simcse", 2, 100, "mean", "weighted_mean")
+    assert ratio() == ("2.00", "1.00")
 
 
 def test_the_bands_stand_on_noise_that_is_measured(tmp_path: Path) -> None:

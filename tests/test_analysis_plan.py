@@ -13,6 +13,7 @@ from analysis.collect import Results, load_results
 from analysis.paper import printed
 from analysis.render import Cell, Table
 from llm2vec import mirror_report
+from llm2vec.costs import START
 from llm2vec.errors import RecordError, SettingError
 from llm2vec.registry import SUITES, get_task
 from llm2vec.results import NONE
@@ -130,6 +131,20 @@ def test_hours_grow_with_what_is_missing(full: Results, tmp_path: Path) -> None:
         tuple(gap for gap in line.gaps if gap.place[0] == "bi-simcse"),
     )  # fmt: skip
     assert tables_plan._Hours(full).of(fewer) < hours["subset"]
+
+
+def test_hours_are_of_the_poolings_that_each_task_lacks(full: Results) -> None:
+    """Not of every pooling that some task lacks times every task; the model is loaded once."""
+
+    def line(*places: tuple[str, str]) -> tables_plan.Line:
+        gaps = [tables_plan.Gap("subset", SMALL, ("bi", pooling), task, tables_plan.TIME)
+                for task, pooling in places]  # fmt: skip
+        return tables_plan.Line("subset", (SMALL,), tables_plan.TIME, "", tuple(gaps))
+
+    first, second = ("SciFact", "mean"), ("NFCorpus", "eos")
+    hours = tables_plan._Hours(full)
+    apart = hours.of(line(first)) + hours.of(line(second))
+    assert hours.of(line(first, second)) == pytest.approx(apart - START / 3600)
 
 
 def test_a_list_of_the_mirror_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -349,6 +349,35 @@ def test_cost_counts_what_is_shared_once(tmp_path: Path) -> None:
     assert list(data.loc["word_probing", ["tokens", "seconds", "runs"]]) == [520, 44, 5]
 
 
+def test_runs_of_other_poolings_are_work_of_their_own(tmp_path: Path) -> None:
+    """Mean alone on one day, the others on another; the scoring of each pooling is its own."""
+    for pooling, day, tokens, padding, seconds, sharing in (
+        ("mean", 2, 50, 9, 101.0, 1), ("eos", 3, 110, 2, 82.0, 2),
+        ("weighted_mean", 3, 110, 2, 83.0, 2),
+    ):  # fmt: skip
+        cost = {
+            "seconds": seconds,
+            "encoding_seconds": 100.0 if day == 2 else 80.0,
+            "tokens": tokens,
+            "padding_tokens": padding,
+            "poolings_sharing": sharing,
+        }
+        made.add(tmp_path, "mteb_subset", "smollm2-135m", "bi", pooling, "SciFact", 0.5, cost=cost,
+                 provenance=made.PROVENANCE | {"started": f"2026-01-0{day}T00"})  # fmt: skip
+    results = load_results(tmp_path)
+    data = tables_cost.cost(results).data
+    measured = data[["runs", "tokens", "padding", "seconds"]].to_numpy().tolist()
+    assert measured == [[2, 160, 11, 101 + 80 + 2 + 3]]
+    assert tables_log.runs_of(results)["seconds"].tolist() == [101, 85]
+
+
+def test_what_all_commands_took_is_what_all_experiments_cost() -> None:
+    results = load_results()
+    log, cost = tables_log.runs_of(results), tables_cost.cost(results).data
+    assert log["seconds"].sum() == pytest.approx(cost["seconds"].sum())
+    assert log["records"].sum() == len(results.records)
+
+
 def test_origin_names_commits_newest_record_and_a_changed_tree(tmp_path: Path) -> None:
     provenance = made.PROVENANCE | {"commit": "f" * 40, "dirty": True, "started": "2026-03-04T00"}
     made.add(tmp_path, "word_probing", "smollm2-135m", "bi", NONE, "ner", 0.5)

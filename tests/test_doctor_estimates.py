@@ -14,11 +14,13 @@ SMALL, MISTRAL = MODELS["smollm2-135m"], MODELS["mistral-7b"]
 
 
 # --------------------------------------------------------------------------- tokens
-def measured(variant: str, tokens: int, model: str = SMALL.name, sharing: int = 3, **more: object):
+def measured(
+    variant: str, tokens: int, model: str = SMALL.name, sharing: int = 3, pooling: str = "mean"
+):
     cost = {"tokens": tokens, "tokens_per_second": 100.0, "seconds": 1.0, "padding_tokens": 0,
             "poolings_sharing": sharing}  # fmt: skip
-    made = make_record("mteb_subset", model, variant, "mean", "STSBenchmark", 0.5)
-    return replace(made, cost=cost, **more)
+    made = make_record("mteb_subset", model, variant, pooling, "STSBenchmark", 0.5)
+    return replace(made, cost=cost)
 
 
 STS = get_task("STSBenchmark")
@@ -35,6 +37,21 @@ STS = get_task("STSBenchmark")
         ([measured("uni", 1000)], "echo", (2000, "records of other variants")),
         ([measured("echo", 2000)], "bi", (2000, "records of other variants")),
         ([measured("uni", 1000, "mistral-7b")], "bi", (2000, "records of other models")),
+        # Mean and weighted mean are one pass, which the second record does not repeat.
+        (
+            [
+                measured("bi", 1000, sharing=2, pooling=pooling)
+                for pooling in ("mean", "weighted_mean")
+            ],
+            "uni",
+            (1000, "records of other variants"),
+        ),
+        # Of two poolings one is not there: eos or not, so two passes or one.
+        (
+            [measured("bi", 1500, sharing=2), measured("bi-mntp", 1000, sharing=1)],
+            "uni",
+            (1000, "records of other variants"),
+        ),
     ],
 )
 def test_tokens_come_from_the_nearest_records(
@@ -72,6 +89,15 @@ def test_sizes_foretell_the_tokens_that_were_measured(repo_root: Path) -> None:
         assert tokens / 2 < found.count < 2 * tokens, name
 
 
+def test_only_eos_beside_others_is_a_second_pass() -> None:
+    times = [
+        estimates.passes(VARIANTS["bi"], poolings)
+        for poolings in (("mean",), ("eos",), ("mean", "weighted_mean"), ("mean", "eos"))
+    ]
+    assert times == [1, 1, 1, 2]
+    assert estimates.passes(VARIANTS["uni"], POOLINGS) == 1
+
+
 # --------------------------------------------------------------------------- time, memory
 def test_speed_comes_from_records_and_scales_with_parameters() -> None:
     found = estimates.speeds(SMALL, [measured("uni", 1000), measured("bi", 1000)])
@@ -80,6 +106,39 @@ def test_speed_comes_from_records_and_scales_with_parameters() -> None:
     scaled = estimates.speeds(MISTRAL, [measured("uni", 1000)])["cpu"]
     assert scaled.tokens_per_second == pytest.approx(100 * 134.5e6 / 7.242e9)
     assert "smollm2-135m" in scaled.basis
+
+
+def timed(
+    pooling: str, tokens: int, seconds: float, dtype: str = "float32", task: str = "STSBenchmark"
+):
+    """A record of one of three poolings that shared their passes."""
+    experiment = "offline_suite" if task.startswith("Offline") else "mteb_subset"
+    made = make_record(experiment, SMALL.name, "uni", pooling, task, 0.5)
+    cost = {"tokens": tokens, "encoding_seconds": seconds, "seconds": seconds + 1,
+            "tokens_per_second": tokens / seconds, "poolings_sharing": 3}  # fmt: skip
+    setting = None if dtype == "float32" else dtype
+    return replace(made, cost=cost, setting=setting, provenance=made.provenance | {"dtype": dtype})
+
+
+def test_speed_is_of_the_dtype_asked_for() -> None:
+    slow = [timed(pooling, 1000, 10) for pooling in POOLINGS]
+    fast = [timed(pooling, 1000, 1, "bfloat16") for pooling in POOLINGS]
+    before, after = (estimates.speeds(SMALL, found)["cpu"] for found in (slow, slow + 9 * fast))
+    assert before == after and after.tokens_per_second == 100
+    asked = estimates.speeds(SMALL, slow + fast, "bfloat16")["cpu"]
+    assert (asked.tokens_per_second, asked.basis) == (1000, "records of this model")
+    other = estimates.speeds(SMALL, fast)["cpu"]
+    assert (other.tokens_per_second, other.basis) == (1000, "records of this model in bfloat16")
+
+
+def test_speed_is_of_all_passes_each_once_those_of_mteb_first() -> None:
+    """Three records of one pass weigh as much as one of another; long passes weigh more."""
+    shared = [timed(pooling, 1000, 10) for pooling in POOLINGS]
+    long = timed("mean", 9000, 20, task="SICK-R")
+    offline = [timed("mean", 100, 10, task=task) for task in SUITES["offline"]]
+    found = estimates.speeds(SMALL, [*offline, *shared, long])["cpu"]
+    assert found.tokens_per_second == pytest.approx(10_000 / 30)
+    assert estimates.speeds(SMALL, offline)["cpu"].tokens_per_second == 10
 
 
 def test_memory_follows_the_weights() -> None:
