@@ -1,13 +1,15 @@
 """A dataset by its hub id: local mirror, else the hub at one commit; says which it used.
 
 The mirror (``LLM2VEC_DATA``) is a folder of parquet laid out by hub id, ``MANIFEST.csv`` beside it
-giving the status of every file (``exact``, ``reconstructed``, ``substitute``, ...). Parquet files
+giving the status of every file (``exact``, ``reconstructed``, ``substitute``, ...) and, where it
+has a column for it, the sha256 that the file must have: a status is of these bytes. Parquet files
 are read directly: the cache of the ``datasets`` library would go on serving an old copy of a file
 that was replaced in place.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from llm2vec import paths
 from llm2vec.errors import DataError
 from llm2vec.registry import UNPINNED
 from llm2vec.registry_datasets import HUB_REVISIONS, MIRROR_NAMES
+from llm2vec.results import sha256_file
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,22 @@ class Source:
 
 def mirror_status(root: Path, file: Path) -> str:
     """Status of a mirror file by the manifest, 'unverified' where that says nothing."""
+    return _manifest_row(root, file).get("status", "unverified")
+
+
+def _manifest_row(root: Path, file: Path) -> dict[str, str]:
+    """What the manifest says of a file; empty where there is no manifest or it says nothing."""
     manifest = root / "MANIFEST.csv"
     if not manifest.exists():
-        return "unverified"
+        return {}
     try:
         table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
         paths_ = table["dataset"] + "/" + table["file"]
-        rows = table.loc[paths_ == file.relative_to(root).as_posix(), "status"]
+        rows = table[paths_ == file.relative_to(root).as_posix()]
+        table["status"]  # a manifest has this column
     except (KeyError, ValueError) as error:  # ValueError: empty, ragged, not UTF-8
         raise DataError(f"{manifest}: not a readable manifest ({error})") from error
-    return rows.iloc[0] if len(rows) else "unverified"
+    return rows.iloc[0].to_dict() if len(rows) else {}
 
 
 def mirror_folder(dataset_id: str) -> Path | None:
@@ -61,10 +70,39 @@ def mirror_folder(dataset_id: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def _check_digest(file: Path) -> None:
+    """:class:`DataError` for a mirror's file that is not the one of the manifest's sha256."""
+    root = paths.mirror_dir()
+    if root is None or not file.is_relative_to(root):
+        return
+    listed = _manifest_row(root, file).get("sha256", "").strip().lower()
+    if not listed:
+        return
+    state = file.stat()
+    found = _digest(file, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    if found != listed:
+        raise DataError(
+            f"{file}: its sha256 is {found}, {root / 'MANIFEST.csv'} lists {listed}. Fetch or "
+            "build the file again; where the change is meant, correct its row, the status included."
+        )
+
+
+@functools.cache
+def _digest(file: Path, *_state: int) -> str:
+    """sha256 of a file, once per process as long as the file is left alone."""
+    return sha256_file(file)
+
+
 def read_parquet(file: Path, columns: tuple[str, ...] = ()) -> pd.DataFrame:
-    """One parquet file; :class:`DataError` names the file and what is wrong with it."""
+    """One parquet file; :class:`DataError` names the file and what is wrong with it.
+
+    A mirror's file whose manifest has a sha256 must have that.
+    """
     try:
+        _check_digest(file)
         table = pd.read_parquet(file)
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"{file}: not a readable parquet file ({error})") from error
     require_columns(table.columns, columns, str(file))

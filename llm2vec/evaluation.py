@@ -2,8 +2,9 @@
 
 Used by experiments/04_mteb_subset.py and 05_mteb_full.py (paper 3.2, Tables 1 and 5). The backbone
 is loaded at most once, and only if a record is missing: done means a valid record whose
-hyperparameter and adapter hashes are those of a run made now. Each record is written as soon as
-its task is scored, so an interrupted run loses at most the task in hand.
+hyperparameter and adapter hashes, and whose data, are those of a run made now. Each record is
+written as soon as its task is scored; an interrupted run loses at most the part of it in hand,
+unless the code or the device has changed: then the task is encoded anew.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm2vec.adapters import adapter_hashes
+from llm2vec.code_digest import code_digest
 from llm2vec.errors import DataError, SettingError, UnknownNameError
 from llm2vec.parallel import ParallelEncoder, split_devices
 from llm2vec.paths import cache_dir
-from llm2vec.provenance import capture_provenance, git_state
+from llm2vec.provenance import Provenance, capture_provenance, git_state
 from llm2vec.registry import (
     ADAPTER_SOURCES,
     DTYPES,
@@ -37,7 +39,11 @@ from llm2vec.registry import (
     get_variant,
     variants_of,
 )
-from llm2vec.results import NONE, Key, Record, hash_of, is_done, write_record
+from llm2vec.registry_offline import OFFLINE_REVISIONS
+from llm2vec.results import NONE, Key, Record, hash_of, is_done, read_record, write_record
+
+if TYPE_CHECKING:
+    from llm2vec.vectors import Vectors
 
 
 @dataclass(frozen=True)
@@ -136,16 +142,19 @@ def absent(run: Run, hashes: tuple[str, ...] | None) -> list[tuple[Task, list[st
     """Tasks with the poolings that have no record with these adapters (None: with any)."""
     todo = []
     for task in run.tasks:
-        absent = [
-            pooling
-            for pooling in run.poolings
-            if not is_done(
-                run.key(task, pooling), run.results, hyperparameters(run, task, pooling), hashes
-            )
-        ]
+        absent = [pooling for pooling in run.poolings if not _is_done(run, task, pooling, hashes)]
         if absent:
             todo.append((task, absent))
     return todo
+
+
+def _is_done(run: Run, task: Task, pooling: str, hashes: tuple[str, ...] | None) -> bool:
+    """Whether a record of this run, with the data that are pinned now, is there."""
+    key = run.key(task, pooling)
+    if not is_done(key, run.results, hyperparameters(run, task, pooling), hashes):
+        return False
+    pinned = OFFLINE_REVISIONS.get(task.name)  # in no hash: there it is 'built' for every revision
+    return pinned in (None, read_record(key.path(run.results)).dataset["revision"])
 
 
 def execute(run: Run, *, device: str | None = None, skip_missing_data: bool = False) -> int:
@@ -154,7 +163,7 @@ def execute(run: Run, *, device: str | None = None, skip_missing_data: bool = Fa
     ``device``: one, or several with commas (``cuda:all``: every GPU). ``skip_missing_data``: a
     task whose data cannot be had is named and left out instead of ending the run.
     """
-    git_state()  # of the code that runs now, whatever is edited during a long run
+    git_state(), code_digest()  # of the code that runs now, whatever is edited during a long run
     todo = missing(run)
     title = f"{run.model.name} {run.variant.name}, suite {run.suite}"
     if not todo:
@@ -192,12 +201,9 @@ def _encoder(run: Run, device: str | None) -> Iterator[Any]:
 def _measure(run: Run, encoder: Any, task: Task, poolings: Sequence[str]) -> int:
     """Score one task for all its missing poolings, then write the records."""
     from llm2vec.mteb_tasks import evaluate_task
-    from llm2vec.vectors import Vectors
 
     origin = capture_provenance(str(encoder.device), run.dtype, encoder.attention_implementation)
-    vectors = Vectors(
-        encoder, poolings, _vectors_folder(run, task, encoder.adapters), sys.stderr.isatty()
-    )
+    vectors = _vectors(run, task, poolings, encoder, origin)
     evaluations, source = evaluate_task(vectors, task)
     for done in evaluations:
         settings = hyperparameters(run, task, done.pooling)
@@ -227,7 +233,23 @@ def _measure(run: Run, encoder: Any, task: Task, poolings: Sequence[str]) -> int
     return len(evaluations)
 
 
-def _vectors_folder(run: Run, task: Task, adapters: tuple[str, ...]) -> Path:
+def _vectors(
+    run: Run, task: Task, poolings: Sequence[str], encoder: Any, origin: Provenance
+) -> Vectors:
+    """A task's vectors; those that other code left of the same run are deleted.
+
+    The record names the code, libraries and device of this process, so all its vectors must be
+    theirs. Which processor, or which GPU, is left open: that decides rounding alone.
+    """
+    from llm2vec.vectors import Vectors, drop_stale
+
+    name = _vectors_name(run, task, encoder.adapters)
+    folder = cache_dir() / "vectors" / f"{name}-{hash_of(_state(origin))}"
+    drop_stale(folder, name)
+    return Vectors(encoder, poolings, folder, sys.stderr.isatty())
+
+
+def _vectors_name(run: Run, task: Task, adapters: tuple[str, ...]) -> str:
     """Where a task's vectors wait to be scored; other settings, adapters or results, another one.
 
     A run that makes records again elsewhere must not find the vectors of the first one.
@@ -235,7 +257,18 @@ def _vectors_folder(run: Run, task: Task, adapters: tuple[str, ...]) -> Path:
     settings = hyperparameters(run, task, "any")
     settings |= {"task": task.name, "adapters": list(adapters)}
     settings |= {"results": str(run.results.resolve())}
-    return cache_dir() / "vectors" / f"{run.model.name}-{run.variant.name}-{hash_of(settings)}"
+    return f"{run.model.name}-{run.variant.name}-{hash_of(settings)}"
+
+
+def _state(origin: Provenance) -> dict[str, Any]:
+    """What decides a vector besides the settings, and may change while a task is interrupted."""
+    return {
+        "code": code_digest(),
+        "torch": origin.versions["torch"],
+        "transformers": origin.versions["transformers"],
+        "devices": sorted({device.partition(":")[0] for device in origin.device.split(",")}),
+        "attention": origin.attention_implementation,
+    }
 
 
 def _say(message: str) -> None:

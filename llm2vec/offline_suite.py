@@ -32,14 +32,14 @@ from llm2vec import offline_data, registry
 from llm2vec.errors import DataError, UnknownNameError
 from llm2vec.offline_corpora import Corpora, load_corpora
 from llm2vec.offline_data import Data
+from llm2vec.registry_offline import OFFLINE_REVISIONS
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Who builds a task's data, the hash the data must have, and settings of mteb's class."""
+    """Who builds a task's data, what it is about, and settings of mteb's class."""
 
     build: Callable[[Corpora], Data]
-    revision: str
     domain: str
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -47,48 +47,26 @@ class _Source:
 _UNIT = {"min_score": 0, "max_score": 1}
 _TEN = {"min_score": 0, "max_score": 10}
 
-# Revisions are the tasks' data_revision(build_data(name)); a test compares them.
 _SOURCES = {
-    "OfflineHeadingRetrieval": _Source(
-        offline_data.heading_retrieval, "52679eb26b336252", "Encyclopaedic"
-    ),
-    "OfflineContinuationRetrieval": _Source(
-        offline_data.continuation_retrieval, "c57f2b0f6b661219", "Encyclopaedic"
-    ),
-    "OfflineNewsRetrieval": _Source(offline_data.news_retrieval, "3b0c59518e7a5b0a", "News"),
-    "OfflineCaptionReranking": _Source(
-        offline_data.caption_reranking, "97cd0578de9d949a", "Encyclopaedic"
-    ),
-    "OfflineSubjectReranking": _Source(
-        offline_data.subject_reranking, "b2801c68e6bd7dc3", "Social"
-    ),
-    "OfflineArticleClustering": _Source(
-        offline_data.article_clustering, "4f9d659d26fa2610", "Encyclopaedic"
-    ),
-    "OfflineSectionClustering": _Source(
-        offline_data.section_clustering, "51bcbe080f9e0955", "Encyclopaedic"
-    ),
-    "OfflineSubjectClustering": _Source(
-        offline_data.subject_clustering, "da0f00e2e28b1847", "Social"
-    ),
-    "OfflineParagraphPairs": _Source(
-        offline_data.paragraph_pairs, "d72005b7b9f4e212", "Encyclopaedic"
-    ),
+    "OfflineHeadingRetrieval": _Source(offline_data.heading_retrieval, "Encyclopaedic"),
+    "OfflineContinuationRetrieval": _Source(offline_data.continuation_retrieval, "Encyclopaedic"),
+    "OfflineNewsRetrieval": _Source(offline_data.news_retrieval, "News"),
+    "OfflineCaptionReranking": _Source(offline_data.caption_reranking, "Encyclopaedic"),
+    "OfflineSubjectReranking": _Source(offline_data.subject_reranking, "Social"),
+    "OfflineArticleClustering": _Source(offline_data.article_clustering, "Encyclopaedic"),
+    "OfflineSectionClustering": _Source(offline_data.section_clustering, "Encyclopaedic"),
+    "OfflineSubjectClustering": _Source(offline_data.subject_clustering, "Social"),
+    "OfflineParagraphPairs": _Source(offline_data.paragraph_pairs, "Encyclopaedic"),
     "OfflinePolarityClassification": _Source(
         offline_data.polarity_classification,
-        "05ca8cf6bdfb8a52",
         "Reviews",
         {"samples_per_label": 20},
     ),
-    "OfflineNewsgroupClassification": _Source(
-        offline_data.newsgroup_classification, "985fdbb23fd6b46d", "Social"
-    ),
-    "OfflineChapterClassification": _Source(
-        offline_data.chapter_classification, "4cbe049c5bd0efea", "Encyclopaedic"
-    ),
-    "OfflineLeeSTS": _Source(offline_data.lee_sts, "4f413a24b3bfe08a", "News", _UNIT),
-    "OfflineWordSimSTS": _Source(offline_data.wordsim_sts, "108f0eb5544d7c88", "Written", _TEN),
-    "OfflineSimLexSTS": _Source(offline_data.simlex_sts, "fe8715a78c6af506", "Written", _TEN),
+    "OfflineNewsgroupClassification": _Source(offline_data.newsgroup_classification, "Social"),
+    "OfflineChapterClassification": _Source(offline_data.chapter_classification, "Encyclopaedic"),
+    "OfflineLeeSTS": _Source(offline_data.lee_sts, "News", _UNIT),
+    "OfflineWordSimSTS": _Source(offline_data.wordsim_sts, "Written", _TEN),
+    "OfflineSimLexSTS": _Source(offline_data.simlex_sts, "Written", _TEN),
 }
 
 _BASES: dict[str, type[AbsTask]] = {
@@ -120,12 +98,12 @@ def data_revision(data: Data) -> str:
 
 
 def _verified(name: str) -> Data:
-    data, expected = build_data(name), _source(name).revision
+    data, expected = build_data(name), OFFLINE_REVISIONS[name]
     if (found := data_revision(data)) != expected:
         raise DataError(
             f"the data of {name} has revision {found}, expected {expected}: the texts, or the "
             "library that parses them (mwparserfromhell), are not those of this release. Install "
-            "the pinned requirements; if the change is meant, update the revision."
+            "the pinned requirements; if the change is meant, update registry_offline.py."
         )
     return data
 
@@ -165,7 +143,7 @@ def _metadata(name: str) -> TaskMetadata:
         description=(source.build.__doc__ or "").split("\n")[0],
         type=task.type,
         main_score=task.metric,
-        dataset={"path": task.dataset, "revision": source.revision},
+        dataset={"path": task.dataset, "revision": OFFLINE_REVISIONS[name]},
         prompt=task.instruction if task.symmetric else {"query": task.instruction},
         eval_langs=["eng-Latn"],
         eval_splits=["test"],

@@ -33,12 +33,14 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from llm2vec.errors import SettingError
-from llm2vec.provenance import capture_provenance
+from llm2vec.provenance import Provenance, capture_provenance
 from llm2vec.registry import Model, settings_dict
 from llm2vec.results import sha256_file, write_atomic
 from llm2vec.runs import ADAPTER_WEIGHTS, RunFolder, TrainingError
 from llm2vec.stage import Options, Settings, Stage, Stream, departures
 
+STARTS = "starts.json"  # in the run's folder, beside its settings
+STATE = ("commit", "commit_source", "dirty", "device", "versions")  # of a process that trains
 LAST = 20  # steps whose mean is called the final loss
 
 
@@ -61,6 +63,7 @@ class StageTrainer(Trainer):
     ) -> None:
         self.settings, self.options, self.run = settings, options, run
         self.tokens, self._bar, self._clock = 0, None, time.monotonic()
+        self.starts: list[dict[str, Any]] = []  # of the processes of this run, see train
         arguments = TrainingArguments(
             output_dir=str(run.run),
             use_cpu=options.on_cpu,
@@ -95,7 +98,7 @@ class StageTrainer(Trainer):
         stream = Stream(samples, settings.steps * settings.batch_size, settings.seed)
         super().__init__(stage, arguments, data_collator=collate, train_dataset=stream)
         self.pop_callback(PrinterCallback)
-        self.origin = capture_provenance(  # now: what it says of time is when training began
+        self.origin = capture_provenance(  # now: what it says of time is when this process began
             str(self.args.device), options.dtype, str(stage.backbone.config._attn_implementation)
         )
 
@@ -253,6 +256,7 @@ def train(trainer: StageTrainer) -> None:
     step = int(last.name.rpartition("-")[2]) if last else 0
     if trainer.is_world_process_zero():
         run.start(step)
+        trainer.starts = _note_start(run, step, trainer.origin)
     trainer.accelerator.wait_for_everyone()
     if step < trainer.settings.steps:
         trainer._clock = time.monotonic()
@@ -263,13 +267,51 @@ def train(trainer: StageTrainer) -> None:
         trainer._bar.close()
 
 
+def _note_start(run: RunFolder, step: int, origin: Provenance) -> list[dict[str, Any]]:
+    """Step and origin of each process that trained the run, this one the last, kept for the next.
+
+    Without those of whom nothing is left: they began where this one begins, or later.
+    """
+    file = run.run / STARTS
+    try:
+        starts = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # the first start, or of an older version: nothing is known
+        starts = []
+    starts = [start for start in starts if start["step"] < step]
+    starts.append({"step": step, "provenance": origin.as_dict()})
+    write_atomic(file, json.dumps(starts, indent=1, sort_keys=True) + "\n")
+    return starts
+
+
+def _attested(starts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What an adapter's note says of its origin: the first start, and later ones that differ.
+
+    ``resumed`` names every later start as soon as one is of other code, libraries or device, and
+    a first one that is not at step 0: of who trained the steps before it nothing is known.
+    """
+    states = [
+        {name: origin[name] for name in STATE if name in origin}
+        for origin in (start["provenance"] for start in starts)
+    ]
+    values: dict[str, Any] = {"provenance": starts[0]["provenance"]}
+    if starts[0]["step"] or any(state != states[0] for state in states):
+        values["resumed"] = [
+            {"step": start["step"], "started": start["provenance"]["started"]} | state
+            for start, state in zip(starts, states, strict=True)
+            if start["step"]
+        ]
+    return values
+
+
 def save_adapter(
     trainer: StageTrainer, model: Model, registry: Settings, note: dict[str, Any]
 ) -> None:
     """Write the finished adapter (bfloat16), its config, its provenance and the loss curve.
 
-    ``note`` goes into ``provenance.json`` as it is. That file declares the run finished: an older
-    one goes first, the new one comes last. All processes call it, the first one writes.
+    ``note`` goes into ``provenance.json`` as it is, and with it the origin of the first process
+    that trained the run and of later ones that differ from it. That file declares the run
+    finished: an older one goes first, the new one comes last. All processes call it after
+    :func:`train`, the first one writes.
     """
     stage = trainer.accelerator.unwrap_model(trainer.model)
     state = {name.removeprefix("backbone."): value for name, value in trainer.lora().items()}
@@ -303,7 +345,7 @@ def save_adapter(
         "processes": trainer.args.world_size,
         "adapter_sha256": sha256_file(folder / ADAPTER_WEIGHTS),
         "settings": run.settings,
-        "provenance": trainer.origin.as_dict(),
+        **_attested(trainer.starts),
     }  # fmt: skip
     write_atomic(folder / "provenance.json", json.dumps(values, indent=1, sort_keys=True) + "\n")
 

@@ -6,18 +6,22 @@ folder that appears in one step::
 
     {folder}/part-{hash}/  keys.npy (n, 16) uint8   {pooling}.npy (n, hidden) float32   cost.json
 
-Keys are hashes of (instruction, text); the folder itself is named by model, adapters, variant and
-settings, so vectors never answer for another encoder. Jobs may share a folder: parts are never
-changed, a part made twice does no harm, and one that another job has deleted is made again, as is
-a damaged one. Cost lies with the part: a resumed task still states every token that went through
-the model for it. In memory there are 24 bytes a text and the rows asked for: a corpus of millions
-of passages is no larger to hold than one of thousands.
+Keys are hashes of (instruction, text); the folder itself is named by model, adapters, variant,
+settings and the code, so vectors never answer for another encoder. Jobs may share a folder: parts
+are never changed, a part made twice does no harm, and one that another job has deleted is made
+again, as is a damaged one. Who works in a folder holds a lock of the system's on it, which ends
+with the process: that tells what a killed run left from what a living one is making. Cost lies
+with the part: a resumed task still states every token that went through the model for it. In
+memory there are 24 bytes a text and the rows asked for: a corpus of millions of passages is no
+larger to hold than one of thousands.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -48,6 +52,50 @@ def key_of(pair: Pair) -> bytes:
     """16 bytes that stand for an (instruction, text) pair."""
     instruction, text = (part.encode("utf-8", "surrogatepass") for part in pair)
     return hashlib.blake2b(instruction + b"\0" + text, digest_size=16).digest()
+
+
+class Hold:
+    """A shared lock on a folder, of any number of processes; see :func:`drop_stale`.
+
+    Where the file system has no locks nothing is held, and nothing is dropped.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._descriptor = folder, -1
+
+    def renew(self) -> None:
+        """Lock the folder that is there now: another job may have removed the last one."""
+        with suppress(OSError):
+            now = self._folder.stat()
+            if self._descriptor >= 0 and os.path.samestat(os.fstat(self._descriptor), now):
+                return
+            self.release()
+            self._descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    __del__ = release
+
+
+def drop_stale(folder: Path, run: str) -> None:
+    """Delete the folders beside ``folder`` whose name begins with ``run`` and that nobody holds.
+
+    They are of killed processes with other code or on another device: nothing goes on from them.
+    """
+    for other in _inside(folder.parent, run):
+        if other.name == folder.name:
+            continue
+        with suppress(OSError):  # held, or gone meanwhile
+            descriptor = os.open(other, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(other, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 class Index:
@@ -118,6 +166,8 @@ class Vectors:
         self.seconds = 0.0
         self._parts: list[Path] = []
         self._index = Index()
+        self._hold = Hold(self.folder)
+        self._hold.renew()
         for part in _inside(self.folder, "part-"):
             self._open(part)
 
@@ -161,6 +211,7 @@ class Vectors:
             with suppress(FileNotFoundError):  # of a job that is at work and ready
                 if time.time() - left.stat().st_mtime > HOUR:
                     shutil.rmtree(left, ignore_errors=True)
+        self._hold.release()
         with suppress(OSError):  # another job is at it
             self.folder.rmdir()
 
@@ -215,6 +266,7 @@ class Vectors:
         """A folder to write into; the one around it may be removed by a job that is done."""
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._hold.renew()
             with suppress(FileNotFoundError):
                 return Path(tempfile.mkdtemp(dir=self.folder, prefix=".tmp-"))
 

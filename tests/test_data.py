@@ -15,6 +15,7 @@ import pytest
 from llm2vec import data, registry, registry_datasets
 from llm2vec.data import Source, load_split, mirror_folder, read_parquet
 from llm2vec.errors import DataError
+from llm2vec.results import sha256_file
 
 ID = "some-owner/some-data"
 TABLE = pd.DataFrame({"text": ["a", "b"], "label": [0, 1]})
@@ -169,6 +170,69 @@ def test_the_statuses_of_the_real_mirror_are_found(mirror_env: Path) -> None:
     for row in rows:
         file = mirror_env / row["dataset"] / row["file"]
         assert data.mirror_status(mirror_env, file) == row["status"]
+
+
+# --------------------------------------------------------------------------- sha256
+@pytest.fixture
+def listed(root: Path) -> Path:
+    """A file of the mirror whose sha256 the manifest lists."""
+    file = root / ID / "test.parquet"
+    TABLE.assign(text=["spoken", "b"]).to_parquet(file, compression="none")
+    write_digest(root, sha256_file(file))
+    return file
+
+
+def write_digest(root: Path, digest: str) -> None:
+    (root / "MANIFEST.csv").write_text(
+        f"dataset,file,status,sha256\n{ID},test.parquet,exact,{digest}\n{ID},train.parquet,exact,\n"
+    )
+
+
+def test_a_file_that_is_not_the_listed_one_is_named(root: Path, listed: Path) -> None:
+    table, source = load_split(ID, "test")
+    assert (table["text"][0], source.status) == ("spoken", "exact")
+    before, content = sha256_file(listed), listed.read_bytes()
+    listed.write_bytes(content.replace(b"spoken", b"rpoken", 1))
+    assert pd.read_parquet(listed)["text"][0] == "rpoken"
+    with pytest.raises(DataError) as error:
+        load_split(ID, "test")
+    for part in (str(listed), before, sha256_file(listed), str(root / "MANIFEST.csv")):
+        assert part in str(error.value)
+    listed.write_bytes(content)
+    assert load_split(ID, "test")[0]["text"][0] == "spoken"
+
+
+@pytest.mark.parametrize("digest", ["", " ", "upper case"])
+def test_what_has_no_listed_digest_is_read_as_it_is(root: Path, listed: Path, digest: str) -> None:
+    write_digest(root, sha256_file(listed).upper() if digest == "upper case" else digest)
+    assert load_split(ID, "test")[0]["text"][0] == "spoken"
+    assert load_split(ID, "train")[1].status == "exact"  # a row without a digest
+
+
+def test_a_file_is_hashed_once(root: Path, listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = []
+
+    def counting(file: Path) -> str:
+        hashed.append(file)
+        return sha256_file(file)
+
+    monkeypatch.setattr(data, "sha256_file", counting)
+    for _ in range(3):
+        load_split(ID, "test")
+    assert hashed == [listed]
+
+
+def test_a_listed_file_that_cannot_be_read_is_named(root: Path, listed: Path) -> None:
+    listed.unlink()
+    with pytest.raises(DataError, match=re.escape(f"{listed}: not a readable parquet file")):
+        read_parquet(listed)
+
+
+def test_the_files_of_the_real_mirror_are_the_listed_ones(mirror_env: Path) -> None:
+    files = sorted(mirror_env.rglob("*.parquet"))
+    assert files
+    for file in files:
+        assert len(read_parquet(file)) > 0
 
 
 # --------------------------------------------------------------------------- errors

@@ -5,6 +5,7 @@ command line to records.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from evaluation_help import MODEL, TASK_NAMES, Loader, add_adapter, one_task, th
 from scipy.stats import spearmanr
 from tiny_mirror import PAIRS, StubEncoder, bag_of_words
 
-from llm2vec import evaluation
+from llm2vec import evaluation, offline_suite
 from llm2vec.errors import (
     RecordError,
 )
@@ -171,6 +172,33 @@ def test_a_damaged_record_is_named_before_anything_is_loaded(
     assert len(loader.encoders) == 1
 
 
+def test_other_data_of_the_offline_suite_are_measured_again(
+    results: Path, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their revision is in no hash: the registry's is the same word for all of them."""
+    name = "OfflineLeeSTS"
+
+    def use(pairs: list[tuple[str, str, float]]) -> str:
+        names = ("sentence1", "sentence2", "score")
+        made = dict(zip(names, map(list, zip(*pairs, strict=True)), strict=True))
+        revision = offline_suite.data_revision(made)
+        monkeypatch.setattr(offline_suite, "build_data", lambda _: made)
+        for module in (offline_suite, evaluation):
+            monkeypatch.setattr(module, "OFFLINE_REVISIONS", {name: revision})
+        return revision
+
+    run = plan(MODEL, "uni", "offline", results, task=name, pooling="mean")
+    for pairs in (PAIRS, PAIRS[:-1]):
+        revision = use(pairs)
+        assert [(task.name, poolings) for task, poolings in missing(run)] == [(name, ["mean"])]
+        assert execute(run) == 1
+        assert missing(run) == []
+        (record,) = iter_records(results)
+        assert (record.dataset["revision"], record.n) == (revision, len(pairs))
+        assert record.hyperparameters["dataset_revision"] == "built"
+    assert len(loader.encoders) == 2
+
+
 def test_settings_that_change_a_score_change_the_hash(results: Path) -> None:
     def hashes(model: str, variant: str, **options: Any) -> set[str]:
         run = plan(model, variant, "short6", results, **options)
@@ -261,3 +289,75 @@ def test_vectors_of_another_adapter_are_never_taken(
     loader.hashes, loader.fails_at = ("b" * 64,), None
     execute(run)
     assert loader.encoded == TEXTS
+
+
+def _on_another_device(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(StubEncoder, "device", "cuda:0")
+
+
+def _with_another_kernel(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(StubEncoder, "attention_implementation", "eager")
+
+
+def _with_other_code(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(evaluation, "code_digest", lambda: "other")
+
+
+def _with_another_library(patch: pytest.MonkeyPatch, name: str = "torch") -> None:
+    capture = evaluation.capture_provenance
+
+    def captured(*arguments: Any) -> Any:
+        origin = capture(*arguments)
+        return replace(origin, versions=origin.versions | {name: "0.0.1"})
+
+    patch.setattr(evaluation, "capture_provenance", captured)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _with_other_code,
+        _on_another_device,
+        _with_another_kernel,
+        _with_another_library,
+        lambda patch: _with_another_library(patch, "transformers"),
+    ],
+    ids=["code", "device", "kernel", "torch", "transformers"],
+)
+def test_vectors_of_other_code_are_never_taken_and_do_not_pile_up(
+    three: Run,
+    tmp_path: Path,
+    loader: Loader,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[pytest.MonkeyPatch], None],
+) -> None:
+    """The record says that the last process, and its code, made them all."""
+    run, folder = one_task(three), tmp_path / "cache" / "vectors"
+    loader.fails_at = 2  # one call for each side of the pairs
+    with pytest.raises(KeyboardInterrupt):
+        execute(run)
+    (before,) = folder.iterdir()
+    change(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        execute(run)
+    assert loader.encoded == len(PAIRS)  # the first side again
+    (after,) = folder.iterdir()
+    assert after.name != before.name
+    loader.fails_at = None
+    execute(run)
+    assert loader.encoded == TEXTS - len(PAIRS)
+    assert list(folder.iterdir()) == []
+    (record,) = iter_records(run.results)
+    texts = {text for first, second, _ in PAIRS for text in (first, second)}
+    assert record.cost["tokens"] == sum(len(text.split()) for text in texts)
+
+
+def test_vectors_of_older_versions_go_as_well(three: Run, tmp_path: Path, loader: Loader) -> None:
+    """Their folder was named without the code."""
+    run, folder = one_task(three), tmp_path / "cache" / "vectors"
+    old = folder / evaluation._vectors_name(run, run.tasks[0], ())
+    other = folder / evaluation._vectors_name(run, get_task("STS17"), ())
+    for path in (old, other):
+        (path / "part-0").mkdir(parents=True)
+    execute(run)
+    assert list(folder.iterdir()) == [other]

@@ -18,8 +18,8 @@ HEAVY = ("torch", "transformers", "mteb", "datasets", "peft", "sentence_transfor
 # not listed stands above them all.
 BOTTOM = {
     "errors", "paths", "registry", "registry_ablations", "registry_datasets", "registry_grid",
-    "registry_sink", "registry_verdicts", "results", "provenance", "console", "adapters",
-    "architectures", "estimates", "costs",
+    "registry_offline", "registry_sink", "registry_verdicts", "results", "provenance", "console",
+    "adapters", "architectures", "estimates", "costs", "code_digest",
 }  # fmt: skip
 SECOND = BOTTOM | {
     "attention", "pooling", "prompts", "assets", "batching", "folders", "inputs", "kernels",

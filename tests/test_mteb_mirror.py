@@ -20,6 +20,7 @@ from tiny_mirror import (
 from llm2vec.errors import DataError
 from llm2vec.mteb_tasks import load_task
 from llm2vec.registry import get_task
+from llm2vec.results import sha256_file
 
 # A draw of so few rows may well be constant.
 pytestmark = pytest.mark.filterwarnings("ignore:An input array is constant")
@@ -70,6 +71,23 @@ def test_a_subset_is_read_from_its_folder(root: Path, evaluate: Callable[..., An
     assert (folder / "en-en" / "test.parquet").is_file()
     assert len(evaluate("STS17", StubEncoder(), ("mean",))) == 1
     assert load_task(task)[1].status == "near"
+
+
+@pytest.mark.parametrize("name", ["STS17", "EmotionClassification", "SciDocsRR"])
+def test_each_file_must_be_the_one_that_the_manifest_lists(root: Path, name: str) -> None:
+    """'exact' is a word on certain bytes."""
+    task = get_task(name)
+    folder = add_task(root, task)
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.parquet")}
+    rows = {file: f"{task.dataset},{file},exact,{sha256_file(files[file])}\n" for file in files}
+    head, manifest = "dataset,file,status,sha256\n", root / "MANIFEST.csv"
+    manifest.write_text(head + "".join(rows.values()))
+    assert load_task(task)[1].status == "exact"
+    for file, path in files.items():
+        changed = rows | {file: f"{task.dataset},{file},exact,{'0' * 64}\n"}
+        manifest.write_text(head + "".join(changed.values()))
+        with pytest.raises(DataError, match=f"{path}: its sha256 is .* lists {'0' * 64}"):
+            load_task(task)
 
 
 @pytest.mark.parametrize(

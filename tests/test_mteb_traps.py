@@ -109,15 +109,15 @@ def test_mtebs_embedding_cache_answers_for_another_model_and_ours_does_not(root:
         by_mteb(CachedEmbeddingWrapper(model, root / "embeddings"), STS)
     assert first.seen and not second.seen  # the trap: the second model was never asked
     runs = {v: plan("smollm2-135m", v, "subset", root / "results") for v in ("uni", "bi")}
-    from llm2vec.evaluation import _vectors_folder
+    from llm2vec.evaluation import _vectors_name
 
     folders = {
-        _vectors_folder(run, STS, adapters)
+        _vectors_name(run, STS, adapters)
         for run in runs.values()
         for adapters in ((), ("a" * 64,), ("b" * 64,))
     }
     other = plan("smollm2-135m", "uni", "subset", root / "results", dtype="bfloat16")
-    assert len(folders | {_vectors_folder(other, STS, ())}) == 7
+    assert len(folders | {_vectors_name(other, STS, ())}) == 7
     # Within a folder another instruction is another key.
     vectors = Vectors(StubEncoder(), ("mean",), root / "vectors")
     vectors.get([("one:", "a text")], "mean")

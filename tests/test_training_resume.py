@@ -4,12 +4,16 @@ import json
 import shutil
 import signal
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from training_help import HANGS, adapter, lines, run, snapshot, start_process, write_texts
 
+from llm2vec import training
 from llm2vec.errors import SettingError
 from llm2vec.registry import LoRA
 from llm2vec.runs import RunFolder
@@ -137,6 +141,63 @@ def stopped(moment: str, *arguments: object, **changes: object) -> None:
         patch.setattr(f"llm2vec.{moment}", stop)
         with pytest.raises(KeyboardInterrupt):
             run("mntp", *arguments, **changes)
+
+
+# --------------------------------------------------------------------------- who trained it
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """``at(commit)``: from now on the code is of that commit, and the next second has come."""
+    capture, starts = training.capture_provenance, []
+
+    def use(commit: str) -> None:
+        def captured(*arguments: str) -> Any:
+            starts.append(f"2026-01-01T00:00:{len(starts):02}+00:00")
+            return replace(capture(*arguments), commit=commit, dirty=False, started=starts[-1])
+
+        monkeypatch.setattr(training, "capture_provenance", captured)
+
+    return use
+
+
+def origin(folder: Path) -> tuple[str, str, list[tuple[int, str]]]:
+    """First commit and start of an adapter's note, and (step, commit) of those that went on."""
+    note = json.loads((folder / "provenance.json").read_text())
+    first = note["provenance"]
+    later = [(start["step"], start["commit"]) for start in note.get("resumed", [])]
+    return first["commit"], first["started"][-8:-6], later
+
+
+def test_a_note_names_the_first_start_and_every_commit(
+    tiny_llama_dir: Path, text: Path, tmp_path: Path, at: Callable[[str], None]
+) -> None:
+    arguments = (tiny_llama_dir, text, tmp_path / "out")
+    at("a" * 40)
+    assert origin(run("mntp", *arguments, steps=2)) == ("a" * 40, "00", [])
+    out = run("mntp", *arguments, steps=4)
+    assert origin(out) == ("a" * 40, "00", [])  # gone on by the same code
+    at("b" * 40)
+    stopped("training.get_peft_model_state_dict", *arguments, steps=6)
+    run("mntp", *arguments, steps=6)
+    later = [(2, "a" * 40), (4, "b" * 40), (6, "b" * 40)]
+    assert origin(out) == ("a" * 40, "00", later)
+    (out / "run" / "starts.json").unlink()  # as a version that kept no such file left it
+    run("mntp", *arguments, steps=8)
+    assert origin(out) == ("b" * 40, "04", [(6, "b" * 40)])
+
+
+def test_a_start_of_which_nothing_is_left_is_not_named(
+    tiny_llama_dir: Path, text: Path, tmp_path: Path, at: Callable[[str], None]
+) -> None:
+    """It was killed before its first checkpoint."""
+    arguments = (tiny_llama_dir, text, tmp_path / "out")
+    at("a" * 40)
+    stopped("training.StageTrainer._save_checkpoint", *arguments, steps=4)
+    at("b" * 40)
+    assert origin(run("mntp", *arguments, steps=4)) == ("b" * 40, "01", [])
+    at("c" * 40)
+    stopped("training.StageTrainer._save_checkpoint", *arguments, steps=6)
+    at("b" * 40)
+    assert origin(run("mntp", *arguments, steps=6)) == ("b" * 40, "01", [])
 
 
 @pytest.mark.parametrize("earlier", [0, 4], ids=["first adapter", "adapter of fewer steps"])

@@ -16,7 +16,7 @@ from tiny_mirror import StubEncoder, bag_of_words
 
 from llm2vec import vectors as module
 from llm2vec.registry import POOLINGS
-from llm2vec.vectors import Index, Vectors, VectorStoreError, key_of
+from llm2vec.vectors import Index, Vectors, VectorStoreError, drop_stale, key_of
 
 PAIRS = [("say:" if i % 2 else "", f"text number {i % 70}" + " long" * (i % 9)) for i in range(90)]
 ROUNDS = 6  # of each of the jobs at once
@@ -218,6 +218,65 @@ def test_another_jobs_part_is_taken_as_it_is(
     monkeypatch.setattr(Path, "rename", late)
     np.testing.assert_array_equal(store.get(PAIRS, "mean"), expected(PAIRS, "mean"))
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+# --------------------------------------------------------------------------- of other code
+def encode_and_wait(folder: Path, ready: Any, go: Any) -> None:
+    """A process that is at work in a folder; another job empties it and takes it away meanwhile."""
+    store = make(folder)
+    store.get(PAIRS[:3], "mean")
+    shutil.rmtree(folder)
+    store.get(PAIRS[:6], "mean")
+    ready.set()
+    go.wait(60)
+    os._exit(0 if np.array_equal(store.get(PAIRS, "mean"), expected(PAIRS, "mean")) else 1)
+
+
+def test_a_folder_that_a_living_process_holds_is_not_stale(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    ready, go = fork.Event(), fork.Event()
+    held, left, mine, other = (tmp_path / name for name in ("run-2", "run-3", "run-1", "ran-1"))
+    process = fork.Process(target=encode_and_wait, args=(held, ready, go))
+    process.start()
+    assert ready.wait(60)
+    for folder in (left, mine, other):
+        make(folder).get(PAIRS[:3], "mean")
+    (left / ".tmp-half").mkdir()
+    drop_stale(mine, "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ran-1", "run-1", "run-2"]
+    assert list(held.glob("part-*"))
+    go.set()
+    process.join(60)
+    assert process.exitcode == 0
+    drop_stale(mine, "run")  # its process has ended without a word
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ran-1", "run-1"]
+    drop_stale(tmp_path / "nowhere" / "run-1", "run")
+
+
+def test_what_is_done_is_held_no_more(tmp_path: Path) -> None:
+    store = make(tmp_path / "run-1")
+    store.get(PAIRS[:3], "mean")
+    drop_stale(tmp_path / "run-2", "run")
+    assert (tmp_path / "run-1").is_dir()
+    (tmp_path / "run-1" / ".tmp-now").mkdir()  # of a job that was killed; the folder stays
+    store.discard()
+    drop_stale(tmp_path / "run-2", "run")
+    assert not (tmp_path / "run-1").exists()
+
+
+def test_a_folder_without_locks_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems have none: who is at work there cannot be told."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(module.fcntl, "flock", refuse)
+    store = make(tmp_path / "run-1")
+    np.testing.assert_array_equal(store.get(PAIRS, "mean"), expected(PAIRS, "mean"))
+    drop_stale(tmp_path / "run-2", "run")
+    assert (tmp_path / "run-1").is_dir()
 
 
 # --------------------------------------------------------------------------- index
