@@ -26,9 +26,9 @@ from llm2vec import prompts
 from llm2vec.adapters import adapter_folders, adapter_hash, published_adapters
 from llm2vec.attention import set_attention
 from llm2vec.batching import Batch, TokenCounter, iterate, padding_id, tokens_per_pass
-from llm2vec.errors import SettingError, UnknownNameError
+from llm2vec.errors import SettingError
 from llm2vec.folders import CONFIG, open_checkpoint
-from llm2vec.inputs import Pair, as_pairs
+from llm2vec.inputs import Pair, as_pairs, pooling_of
 from llm2vec.loading import (
     described,
     load_backbone,
@@ -83,7 +83,7 @@ class LLM2Vec:
         causal = getattr(backbone.config, "is_causal", None) is not False
         self.variant = variant or variant_of(self.model, {}, not causal)
         own = self.variant.attention == "own"
-        self.pooling = OWN if own else self._own_name(pooling_mode)
+        self.pooling = OWN if own else pooling_of(self, pooling_mode)
         self.max_length = self.model.max_length if max_length is None else max_length
         self.text_max_length = TEXT_MAX_LENGTH if doc_max_length is None else doc_max_length
         if self.max_length < 3 or self.text_max_length < 1:
@@ -283,7 +283,7 @@ class LLM2Vec:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
         pairs = as_pairs(sentences)
-        wanted = tuple(dict.fromkeys(map(self._own_name, poolings or self.poolings)))
+        wanted = tuple(dict.fromkeys(pooling_of(self, p) for p in poolings or self.poolings))
         row_of: dict[Pair, int] = {}
         rows = np.array([row_of.setdefault(pair, len(row_of)) for pair in pairs], np.intp)
         unique = list(row_of)
@@ -291,16 +291,6 @@ class LLM2Vec:
         for group, append_eos in self._passes(wanted):
             out |= self._run(unique, group, append_eos, batch_size, show_progress_bar)
         return out if len(unique) == len(rows) else {p: values[rows] for p, values in out.items()}
-
-    def _own_name(self, pooling: str) -> str:
-        own = self.variant.attention == "own"
-        name = pooling if own else get_pooling(pooling)
-        if name in self.poolings:
-            return name
-        if own:
-            raise UnknownNameError("pooling of an encoder baseline", pooling, (OWN,))
-        valid = ", ".join(self.poolings)
-        raise SettingError(f"pooling 'eos': the tokenizer has no EOS token. Valid: {valid}.")
 
     def _passes(self, poolings: tuple[str, ...]) -> list[tuple[tuple[str, ...], bool]]:
         """Groups of poolings that share a forward pass, and whether EOS is appended in it."""

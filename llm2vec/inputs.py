@@ -1,11 +1,14 @@
-"""What ``encode`` takes: texts and [instruction, text] pairs, checked before anything runs."""
+"""What ``encode`` takes: texts, [instruction, text] pairs, a pooling, checked before it runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+
+from llm2vec.errors import SettingError, UnknownNameError
+from llm2vec.registry import Variant, get_pooling
 
 Pair = tuple[str, str]
 
@@ -48,3 +51,24 @@ def _valid(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return str(text)
+
+
+class Pooled(Protocol):
+    """What a pooling is asked of: an encoder, or one that stands for several."""
+
+    variant: Variant
+
+    @property
+    def poolings(self) -> tuple[str, ...]: ...
+
+
+def pooling_of(encoder: Pooled, name: str) -> str:
+    """The encoder's name of a pooling; an error of ``llm2vec`` says which ones it has."""
+    own = encoder.variant.attention == "own"
+    name = name if own else get_pooling(name)
+    if name in encoder.poolings:
+        return name
+    if own:
+        raise UnknownNameError("pooling of an encoder baseline", name, encoder.poolings)
+    valid = ", ".join(encoder.poolings)
+    raise SettingError(f"pooling {name!r}: the tokenizer has no EOS token. Valid: {valid}.")

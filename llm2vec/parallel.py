@@ -23,10 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from llm2vec.errors import LLM2VecError, SettingError, UnknownNameError
-from llm2vec.inputs import as_pairs
+from llm2vec.errors import LLM2VecError, SettingError
+from llm2vec.inputs import as_pairs, pooling_of
 from llm2vec.portions import portions
-from llm2vec.registry import get_pooling
 
 PORTIONS = 4  # for each process and call: few enough to fill batches, enough to even out the end
 _FACTS = (
@@ -117,7 +116,8 @@ class ParallelEncoder:
         if not self._pipes:
             raise WorkerError("the encoder is closed: make a new one")
         pairs = as_pairs(sentences)
-        wanted = tuple(dict.fromkeys(map(self._own_name, poolings or self.poolings)))
+        # Asked here, where a mistake does not end the encoders behind.
+        wanted = tuple(dict.fromkeys(pooling_of(self, p) for p in poolings or self.poolings))
         unique = list(dict.fromkeys(pairs))
         out = {p: np.zeros((len(unique), self.embedding_size), np.float32) for p in wanted}
         lengths = [len(instruction) + len(text) for instruction, text in unique]
@@ -141,17 +141,6 @@ class ParallelEncoder:
         row_of = {pair: row for row, pair in enumerate(unique)}
         rows = [row_of[pair] for pair in pairs]
         return {pooling: values[rows] for pooling, values in out.items()}
-
-    def _own_name(self, pooling: str) -> str:
-        """As of the encoders behind, asked here, where a mistake does not end them."""
-        own = self.variant.attention == "own"
-        name = pooling if own else get_pooling(pooling)
-        if name in self.poolings:
-            return name
-        if own:
-            raise UnknownNameError("pooling of an encoder baseline", pooling, self.poolings)
-        valid = ", ".join(self.poolings)
-        raise SettingError(f"pooling {name!r}: the tokenizer has no EOS token. Valid: {valid}.")
 
     def _hand_out(
         self,

@@ -347,22 +347,13 @@ def test_a_margin_is_what_parts_a_verdict_from_the_other_one(all_hold: Path) -> 
     assert close["margin"].tolist() == pytest.approx([1 - 0.47], abs=0.005)
 
 
-@pytest.mark.parametrize(
-    ("claim", "cell", "score", "margin"),
-    [
-        ("pooling-uni", ("uni", "mean", "STS17"), 0.36, -1),
-        ("simcse-best", ("uni-simcse", "eos", "STS17"), 0.54, -4),
-        ("echo", ("echo", "mean", "STS17"), 0.46, -1),
-        ("gain", LLM2VEC, 0.33, -2),
-    ],
-)
+@pytest.mark.parametrize(("claim", "cell", "score", "margin"), [
+    ("pooling-uni", ("uni", "mean", "STS17"), 0.36, -1),
+    ("simcse-best", ("uni-simcse", "eos", "STS17"), 0.54, -4),
+    ("echo", ("echo", "mean", "STS17"), 0.46, -1), ("gain", LLM2VEC, 0.33, -2),
+])  # fmt: skip
 def test_the_margin_of_a_failure_is_negative(
-    all_hold: Path,
-    tmp_path: Path,
-    claim: str,
-    cell: tuple[str, str, str],
-    score: float,
-    margin: int,
+    all_hold: Path, tmp_path: Path, claim: str, cell: tuple, score: float, margin: int
 ) -> None:
     root = shutil.copytree(all_hold, tmp_path / "changed")
     add_one(root, SUITE, "smollm2-135m", cell, score)
