@@ -46,7 +46,7 @@ MTEB = ("mteb_subset", "mteb_full")
 _SENTENCE_EXPERIMENTS = (*MTEB, "offline_suite")
 # Experiments whose setting says by one word that the adapters are the authors'.
 _WITH_ADAPTERS = (*_SENTENCE_EXPERIMENTS, "word_probing", "pooling_leakage")
-PUBLISHED = "published"
+OWN, PUBLISHED = registry.ADAPTER_SOURCES
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ class Results:
         rows = rows[(rows["model"] == model) & (rows["variant"] == variant)]
         if rows.empty or not registry.VARIANTS[variant].stages:
             return ""
-        return PUBLISHED if rows["setting"].eq(PUBLISHED).any() else registry.ADAPTER_SOURCES[0]
+        return PUBLISHED if rows["setting"].eq(PUBLISHED).any() else OWN
 
     @cached_property
     def mteb(self) -> Mapping[tuple[str, str, str], dict[str, Score]]:

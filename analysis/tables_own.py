@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from analysis.collect import Results, Score
+from analysis.collect import Results, Score, mark_of
 from analysis.means import exact, mean_of, tasks_by_category
 from analysis.paper import ECHO_POOLING, LLM2VEC, cost_ratio, mean_costs
 from analysis.render import NOT_RUN, Cell, Origin, Table, bold_best, number
@@ -202,9 +202,11 @@ def smollm2(results: Results) -> Table:
 
 def _remarks(rows: pd.DataFrame) -> list[str]:
     """A sentence per task whose data are exact but for a remark; its scores enter the means."""
-    status = rows.drop_duplicates("task").set_index("task")["dataset_status"].astype(str)
-    told = status[status.str.startswith("exact, ")].str.removeprefix("exact, ")
-    return [f"{short_task(task)}: {remark}; it enters the means." for task, remark in told.items()]
+    status = rows.drop_duplicates("task").set_index("task")["dataset_status"]
+    return [
+        f"{short_task(task)}: {said.removeprefix('exact, ')}; it enters the means."
+        for task, said in status.items() if str(said).startswith("exact, ") and not mark_of(said)
+    ]  # fmt: skip
 
 
 def _with_tasks(cells: Cells, tasks: Sequence[str]) -> dict[Names, Mapping[str, Score]]:

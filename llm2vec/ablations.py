@@ -261,7 +261,9 @@ def _masked_accuracy(run: Run, measured: Measured, folders: Sequence[Path]) -> d
     blocks = make_blocks(texts, tokenizer, BLOCK, needed=measured.items)[: measured.items]
     origin = _origin(model)  # now: what it says of time is when measuring began
     began = time.perf_counter()
-    found = evaluate_masked_accuracy(model, tokenizer, blocks, MASK_PROBABILITY, SEED)
+    found = evaluate_masked_accuracy(
+        model, tokenizer, blocks, MASK_PROBABILITY, SEED, mask_token=run.model.mntp.mask_token
+    )
     seconds = time.perf_counter() - began
     right = round(found["accuracy"] * found["n"])
     bounds = binomtest(right, found["n"]).proportion_ci(method="wilson")

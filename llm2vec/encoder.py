@@ -28,7 +28,7 @@ from llm2vec.attention import set_attention
 from llm2vec.batching import Batch, TokenCounter, iterate, padding_id, tokens_per_pass
 from llm2vec.errors import SettingError
 from llm2vec.folders import CONFIG, open_checkpoint
-from llm2vec.inputs import Pair, as_pairs, pooling_of
+from llm2vec.inputs import Pair, as_pairs, forward_passes, pooling_of
 from llm2vec.loading import (
     described,
     load_backbone,
@@ -288,17 +288,9 @@ class LLM2Vec:
         rows = np.array([row_of.setdefault(pair, len(row_of)) for pair in pairs], np.intp)
         unique = list(row_of)
         out: dict[str, np.ndarray] = {}
-        for group, append_eos in self._passes(wanted):
+        for group, append_eos in forward_passes(self.variant, wanted):
             out |= self._run(unique, group, append_eos, batch_size, show_progress_bar)
         return out if len(unique) == len(rows) else {p: values[rows] for p, values in out.items()}
-
-    def _passes(self, poolings: tuple[str, ...]) -> list[tuple[tuple[str, ...], bool]]:
-        """Groups of poolings that share a forward pass, and whether EOS is appended in it."""
-        if "eos" not in poolings or poolings == ("eos",):
-            return [(poolings, "eos" in poolings)]
-        if self.variant.attention == "causal":
-            return [(poolings, True)]
-        return [(tuple(p for p in poolings if p != "eos"), False), (("eos",), True)]
 
     def _run(
         self,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import median
 
+from llm2vec.inputs import forward_passes
 from llm2vec.paths import RESOURCES
 from llm2vec.registry import (
     POOLINGS,
@@ -127,12 +128,11 @@ def _poolings(members: Sequence[Record]) -> frozenset[str] | None:
 
 # --------------------------------------------------------------------------- tokens
 def passes(variant: Variant, poolings: Collection[str]) -> int:
-    """Times that a text goes through: a bidirectional ``eos`` beside others has a pass of its own.
+    """Times that a text goes through; Echo shows it twice in each forward pass.
 
-    Echo shows a text twice. EOS itself, a token more in a pass, is not counted.
+    EOS itself, a token more in a pass, is not counted.
     """
-    apart = variant.attention == "bidirectional" and "eos" in poolings and len(poolings) > 1
-    return (2 if variant.echo else 1) * (2 if apart else 1)
+    return (2 if variant.echo else 1) * len(forward_passes(variant, poolings))
 
 
 def passes_of(variant: Variant, poolings: int) -> int:

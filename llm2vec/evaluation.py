@@ -154,7 +154,7 @@ def _is_done(run: Run, task: Task, pooling: str, hashes: tuple[str, ...] | None)
     if not is_done(key, run.results, hyperparameters(run, task, pooling), hashes):
         return False
     pinned = OFFLINE_REVISIONS.get(task.name)  # in no hash: there it is 'built' for every revision
-    return pinned in (None, read_record(key.path(run.results)).dataset["revision"])
+    return not pinned or read_record(key.path(run.results)).dataset["revision"] == pinned
 
 
 def execute(run: Run, *, device: str | None = None, skip_missing_data: bool = False) -> int:

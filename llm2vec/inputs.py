@@ -1,8 +1,8 @@
-"""What ``encode`` takes: texts, [instruction, text] pairs, a pooling, checked before it runs."""
+"""What ``encode`` takes: texts, [instruction, text] pairs, poolings, checked before it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,3 +72,17 @@ def pooling_of(encoder: Pooled, name: str) -> str:
         raise UnknownNameError("pooling of an encoder baseline", name, encoder.poolings)
     valid = ", ".join(encoder.poolings)
     raise SettingError(f"pooling {name!r}: the tokenizer has no EOS token. Valid: {valid}.")
+
+
+def forward_passes(
+    variant: Variant, poolings: Collection[str]
+) -> list[tuple[tuple[str, ...], bool]]:
+    """Groups of poolings that share a forward pass, and whether EOS is appended in it.
+
+    Under causal attention no other state feels an EOS at the end; under bidirectional attention
+    all do, so ``eos`` has a pass of its own beside other poolings.
+    """
+    plain = tuple(name for name in poolings if name != "eos")
+    if not plain or "eos" not in poolings or variant.attention == "causal":
+        return [(tuple(poolings), "eos" in poolings)]
+    return [(plain, False), (("eos",), True)]

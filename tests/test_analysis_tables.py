@@ -250,6 +250,9 @@ def test_a_remark_on_exact_data_stands_in_the_note_and_the_mean_counts_the_task(
             "STS17: rows in another order; it enters the means."
         ]
         assert shown(table).loc[0, "6 of 15 tasks"].strip("*") == "30.00"
+    cut = odd | {"status": "exact, half of it"}  # a mark, so it enters no mean
+    made.add(tmp_path, "mteb_subset", "smollm2-135m", "uni", "mean", "STS17", 0.3, dataset=cut)
+    assert not [n for n in tables_own.smollm2(load_results(tmp_path)).notes if "half" in n]
 
 
 def test_intervals_stand_beside_scores(full: Results) -> None:

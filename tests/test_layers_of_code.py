@@ -19,10 +19,10 @@ HEAVY = ("torch", "transformers", "mteb", "datasets", "peft", "sentence_transfor
 BOTTOM = {
     "errors", "paths", "registry", "registry_ablations", "registry_datasets", "registry_grid",
     "registry_offline", "registry_sink", "registry_verdicts", "results", "provenance", "console",
-    "adapters", "architectures", "estimates", "costs", "code_digest",
+    "adapters", "architectures", "estimates", "costs", "code_digest", "inputs",
 }  # fmt: skip
 SECOND = BOTTOM | {
-    "attention", "pooling", "prompts", "assets", "batching", "folders", "inputs", "kernels",
+    "attention", "pooling", "prompts", "assets", "batching", "folders", "kernels",
     "mixed", "portions",
 }  # fmt: skip
 THIRD = SECOND | {"loading", "encoder", "data", "vectors", "lora", "stage", "training", "runs"}

@@ -18,6 +18,7 @@ from llm2vec import assets, offline_corpora, offline_suite, paths, registry
 from llm2vec.errors import DataError, UnknownNameError
 from llm2vec.intervals import Interval, bootstrap_interval, read_predictions
 from llm2vec.offline_corpora import Corpora
+from llm2vec.prompts import build_prompt, build_prompts, format_instruction
 
 NAMES = registry.get_suite("offline")
 
@@ -342,6 +343,21 @@ def test_minilm_is_above_chance_and_shuffled_labels_are_at_chance(
         shuffled.append(_score(minilm, offline_suite.build_task(name)))
     assert np.mean(shuffled) == pytest.approx(CHANCE[name], abs=0.07)
     assert max(shuffled) < score
+
+
+@pytest.mark.slow
+def test_echo_shortens_none_of_the_texts(data):
+    """Its records are of whole texts, both times."""
+    _need("smollm2-135m-gguf")
+    from transformers import AutoTokenizer
+
+    model = registry.get_model("smollm2-135m")
+    tokenizer = AutoTokenizer.from_pretrained(assets.model_folder(model.name))
+    for name in NAMES:
+        instruction = format_instruction(registry.get_task(name).instruction)
+        pairs = [(instruction, text) for text in _texts(data[name])]
+        whole = [build_prompt(*pair, model, echo=True) for pair in pairs]
+        assert build_prompts(pairs, tokenizer, model, echo=True) == whole
 
 
 @pytest.mark.slow

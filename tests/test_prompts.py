@@ -1,13 +1,16 @@
 """Prompts: which tokens are pooled, and how texts are shortened."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import pytest
 from conftest import tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm2vec import assets
 from llm2vec.prompts import (
     ECHO_TEMPLATE,
     build_prompt,
@@ -16,7 +19,7 @@ from llm2vec.prompts import (
     shorten,
     tokenize,
 )
-from llm2vec.registry import MODELS, Model
+from llm2vec.registry import MODELS, SUITES, TASKS, Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -154,6 +157,24 @@ def test_of_echo_the_whole_second_occurrence_is_there_to_be_pooled(
     (frame,) = tokenize([build_prompt(instruction, "", model, echo=True)], tokenizer, size)
     if 2 * (len(alone) + 1) + len(frame.ids) < size:
         assert second == text, "what fits is not shortened"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SUITES["short6"])
+def test_echo_shortens_none_of_the_texts_of_mteb(mirror_env: Path, name: str) -> None:
+    """Its records are of whole texts, both times."""
+    from transformers import AutoTokenizer
+
+    task, found = TASKS[name], set()
+    for file in (mirror_env / task.dataset).rglob("*.parquet"):
+        table = pd.read_parquet(file)
+        for column in {"text", "sentence1", "sentence2"} & set(table.columns):
+            found |= set(table[column])
+    assert len(found) > 400
+    real = AutoTokenizer.from_pretrained(assets.model_folder(PLAIN.name))
+    pairs = [(format_instruction(task.instruction), text) for text in sorted(found)]
+    whole = [build_prompt(*pair, PLAIN, echo=True) for pair in pairs]
+    assert build_prompts(pairs, real, PLAIN, echo=True) == whole
 
 
 def test_without_echo_a_text_may_be_as_long_as_before(

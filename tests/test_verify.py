@@ -5,25 +5,24 @@ committed records again.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_records import PROVENANCE, make_record
+from synthetic_records import make_record
 from tiny_mirror import StubEncoder, add_task, few_resamples
 from typer.testing import CliRunner
 
-from llm2vec import evaluation, integrity, leakage, verify
+from llm2vec import evaluation, leakage, verify
 from llm2vec.analyses import measure_leakage
 from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import DataError, SettingError
-from llm2vec.integrity import faults, script_of
+from llm2vec.integrity import faults
 from llm2vec.paths import ROOT
 from llm2vec.registry import DTYPES, get_model, get_task, get_variant
 from llm2vec.registry_verdicts import RERUN_TOLERANCE, rerun_tolerance
-from llm2vec.results import NONE, Record, hash_of, read_record, write_record
+from llm2vec.results import NONE, Record, hash_of, read_record
 
 # A draw of so few rows may well be constant.
 pytestmark = pytest.mark.filterwarnings("ignore:An input array is constant")
@@ -342,56 +341,6 @@ def test_missing_arrays_are_named(results: Path) -> None:
     path = place(results)
     path.with_suffix(".parquet").unlink()
     assert "triples.parquet is missing" in faults(path)[0]
-
-
-@pytest.fixture
-def adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes], None]:
-    """Put an adapter of smollm2-135m among those trained here."""
-    monkeypatch.setenv("LLM2VEC_CHECKPOINTS", str(tmp_path / "checkpoints"))
-    monkeypatch.setattr("llm2vec.paths.shipped_adapters_dir", lambda: tmp_path / "shipped")
-    integrity._hashes.cache_clear()
-
-    def put(place: str, content: bytes) -> None:
-        folder = tmp_path / place
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "adapter_model.safetensors").write_bytes(content)
-        integrity._hashes.cache_clear()
-
-    yield put
-    integrity._hashes.cache_clear()
-
-
-def test_another_adapter_than_the_records_is_named(
-    adapters: Callable[[str, bytes], None], tmp_path: Path
-) -> None:
-    import hashlib
-
-    digests = [hashlib.sha256(content).hexdigest() for content in (b"one", b"two")]
-    record = make_record(
-        "mteb_subset", "smollm2-135m", "bi-mntp-simcse", "mean", "STS17", 0.5,
-        metric="cosine_spearman", subset="en-en",
-        scores={"main_score": 0.5, "cosine_spearman": 0.5},
-        adapters=tuple(digests), provenance=PROVENANCE | CLEAN,
-    )  # fmt: skip
-    path = write_record(record, tmp_path)
-    assert faults(path) == []  # none at hand: nothing to compare with
-    adapters("shipped/smollm2-135m/mntp", b"one")
-    adapters("shipped/smollm2-135m/mntp-simcse", b"two")
-    assert faults(path) == []
-    adapters("checkpoints/smollm2-135m/mntp", b"newer")
-    assert faults(path) == []  # the shipped one is still the record's
-    adapters("shipped/smollm2-135m/mntp-simcse", b"three")
-    (line,) = faults(path)
-    assert f"adapter mntp-simcse was {digests[1][:12]}, at hand is " in line
-
-
-def test_scripts_of_this_repository() -> None:
-    assert script_of("python experiments/04_mteb_subset.py --model x").name == "04_mteb_subset.py"
-    assert script_of("python -W ignore benchmarks/row_order.py") is not None
-    assert script_of("python -m benchmarks").parts[-2:] == ("benchmarks", "__main__.py")
-    assert script_of("python -m llm2vec.assets") == ROOT / "llm2vec" / "assets.py"
-    assert script_of("pytest -q") is script_of("python 'unbalanced") is None
-    assert script_of("python ../elsewhere/experiments/x.py") is None
 
 
 # --------------------------------------------------------------------------- the real thing
