@@ -20,7 +20,7 @@ import typer
 from llm2vec import console
 from llm2vec.adapters import has_adapters
 from llm2vec.errors import SettingError, UnknownNameError
-from llm2vec.folders import check_output, open_checkpoint
+from llm2vec.folders import check_output
 from llm2vec.registry import (
     ADAPTER_SOURCES,
     DTYPES,
@@ -61,6 +61,12 @@ Adapters = Annotated[
 PoolingName = Annotated[
     str | None, typer.Option("--pooling", help="mean, weighted_mean or eos; default mean.")
 ]
+BaseModel = Annotated[
+    str | None, typer.Option("--base-model", help="Registry name of what a folder is a copy of.")
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Commit, tag or branch of a hub id.")
+]
 Dtype = Annotated[str | None, typer.Option("--dtype", help=", ".join(DTYPES) + ".")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
 Devices = Annotated[
@@ -82,6 +88,8 @@ def open_encoder(
     adapters: str = "own",
     pooling: str | None = None,
     dtype: str | None = None,
+    base_model: str | None = None,
+    revision: str | None = None,
     device: str | None = None,
 ) -> LLM2Vec:
     """Encoder of a registry model and variant, or of any folder, hub id and adapters."""
@@ -94,6 +102,11 @@ def open_encoder(
         raise SettingError(
             f"--variant {variant} needs a registry model without --adapter. Valid here: uni, bi, "
             "with the adapters given by --adapter."
+        )
+    if known and (base_model or revision):
+        raise SettingError(
+            f"{model} is of the registry, which says what it is: leave --base-model and --revision "
+            "out, or give a folder or hub id as --model"
         )
     if known:
         variant = _variant_of(model, variant)
@@ -111,6 +124,8 @@ def open_encoder(
         pooling_mode=pooling,
         dtype=dtype,
         device=device,
+        base_model=base_model,
+        revision=revision,
     )
 
 
@@ -154,6 +169,8 @@ def encode(
         str, typer.Option(help=".npy or .parquet; - writes JSON lines to standard output.")
     ] = "-",
     overwrite: Annotated[bool, typer.Option(help="Replace an output that is there.")] = False,
+    base_model: BaseModel = None,
+    revision: Revision = None,
     dtype: Dtype = None,
     device: Devices = None,
 ) -> None:
@@ -171,9 +188,11 @@ def encode(
         files.check_output(target, overwrite)
     if model in MODELS and not adapter:
         variant = _variant_of(model, variant)
-    load = partial(open_encoder, model, variant, adapter, adapters, pooling, dtype)
+    load = partial(
+        open_encoder, model, variant, adapter, adapters, pooling, dtype, base_model, revision
+    )
     with _on_devices(load, device) as encoder:
-        mode = _mode(encoder, pooling, model, adapter)
+        mode = encoder.pooling
         read = format_instruction(instruction)
 
         def run(lines: list[str]) -> np.ndarray:
@@ -186,7 +205,8 @@ def encode(
         else:
             identity = {
                 "model": model, "variant": encoder.variant.name, "adapters": encoder.adapters,
-                "pooling": mode, "instruction": read, "dtype": dtype,
+                "revision": encoder.model.revision, "pooling": mode, "instruction": read,
+                "dtype": dtype,
             }  # fmt: skip
             rows = files.encode_file(run, texts, target, identity, progress=sys.stderr.isatty())
         noun = "text" if rows == 1 else "texts"
@@ -200,14 +220,6 @@ def _on_devices(load: Callable[..., LLM2Vec], device: str | None) -> AbstractCon
     from llm2vec.parallel import ParallelEncoder, split_devices
 
     return ParallelEncoder(load, split_devices(device))
-
-
-def _mode(encoder: LLM2Vec, pooling: str | None, model: str, adapter: list[str] | None) -> str:
-    """The pooling asked for, the only one there is, or the folder's."""
-    if len(encoder.poolings) == 1:
-        return encoder.poolings[0]
-    known = pooling or open_checkpoint(model, tuple(adapter or ())).settings.get("pooling_mode")
-    return get_pooling(known or "mean")
 
 
 # --------------------------------------------------------------------------- models
@@ -254,6 +266,8 @@ def export(
     adapter: Adapter = None,
     adapters: Adapters = "own",
     pooling: PoolingName = None,
+    base_model: BaseModel = None,
+    revision: Revision = None,
     dtype: Dtype = None,
     device: Device = None,
     verify: Annotated[
@@ -266,8 +280,9 @@ def export(
     from llm2vec.export import export as write
 
     check_settings(variant, pooling)
-    encoder = open_encoder(model, variant, adapter, adapters, pooling, dtype, device)
-
+    encoder = open_encoder(
+        model, variant, adapter, adapters, pooling, dtype, base_model, revision, device
+    )
     own = [Path(a) for a in adapter or [] if Path(a).is_dir()]
     print(write(encoder, output, adapters=own, verify=verify))
 

@@ -30,6 +30,7 @@ from llm2vec.errors import SettingError
 from llm2vec.folders import CONFIG, open_checkpoint
 from llm2vec.inputs import Pair, as_pairs, forward_passes, pooling_of
 from llm2vec.loading import (
+    ModelNotFoundError,
     described,
     load_backbone,
     merge_adapter,
@@ -132,7 +133,9 @@ class LLM2Vec:
         extra = extra_model_name_or_path
         more = [extra] if isinstance(extra, str | Path) else [*(extra or ())]
         peft = [] if peft_model_name_or_path is None else [peft_model_name_or_path]
-        checkpoint = open_checkpoint(base_model_name_or_path, (*peft, *more))
+        checkpoint = open_checkpoint(
+            base_model_name_or_path, (*peft, *more), revision, model_kwargs
+        )
         settings = checkpoint.settings
         given = {
             "pooling_mode": pooling_mode, "max_length": max_length,
@@ -151,6 +154,11 @@ class LLM2Vec:
             checkpoint.base, dtype=loading_dtype(dtype), device=device,
             tokenizer=checkpoint.tokenizer, model=model, **model_kwargs,
         )  # fmt: skip
+        if checkpoint.unread:  # or a pooling and chat format would be lost without a word
+            raise ModelNotFoundError(
+                f"the weights of {checkpoint.base} could be had, but not what its repository says "
+                f"of them ({checkpoint.unread}); run it again"
+            )
         if "chat" not in settings:
             say_if_plain(model, tokenizer)
         if variant.attention != "own":

@@ -12,32 +12,43 @@ Folders written here (``LLM2Vec.save``, ``llm2vec export``) hold merged weights 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llm2vec.adapters import ADAPTER_WEIGHTS
 from llm2vec.errors import AdapterError, SettingError
-from llm2vec.registry import MODELS, Model
+from llm2vec.registry import MODELS, UNPINNED, Model
 
 CONFIG = "llm2vec_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+FOR_THE_HUB = ("token", "cache_dir", "local_files_only")  # what every download must be told
 TOKENIZER = "llm2vec_tokenizer"  # where the root's tokenizer is one for other libraries
 _SMALL_FILES = [
     CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS, "config.json", "tokenizer*", "special_tokens_map.json",
-    "added_tokens.json", "vocab*", "merges.txt",
+    f"{TOKENIZER}/*", "added_tokens.json", "vocab*", "merges.txt",
 ]  # fmt: skip
+_PINNED = {
+    hub_id: revision
+    for model in MODELS.values()
+    for hub_id, revision in model.published.values()
+    if revision != UNPINNED
+}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Parts of an encoder: ``base`` (name, hub id or folder), where its tokenizer lies when not
-    with the base, adapters in the order of merging, and what ``llm2vec_config.json`` says."""
+    with the base, adapters in the order of merging, what ``llm2vec_config.json`` says, the commit
+    that a base of the hub was looked at in, and why that could not be done."""
 
     base: str
     tokenizer: Path | None = None
     adapters: tuple[Path, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+    commit: str | None = None
+    unread: str = ""
 
     def model(self, model: Model) -> Model:
         """``model`` with the chat format that the folder was written with."""
@@ -47,14 +58,23 @@ class Checkpoint:
         return replace(model, chat=tuple(chat) if chat else None)
 
 
-def open_checkpoint(name: str | Path, adapters: tuple[str | Path, ...] = ()) -> Checkpoint:
+def open_checkpoint(
+    name: str | Path,
+    adapters: tuple[str | Path, ...] = (),
+    revision: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Checkpoint:
     """Find backbone, tokenizer, adapters and settings of a model and further adapters.
 
+    ``revision`` is that of ``name`` on the hub; of ``options`` those in ``FOR_THE_HUB`` are used.
     The last adapter's settings go before those of the base, as in the published code. Raises
     :class:`AdapterError` for an adapter that cannot be had, :class:`SettingError` for a damaged
     configuration.
     """
-    folder = _folder(name)
+    told = {key: value for key, value in (options or {}).items() if key in FOR_THE_HUB}
+    folder, unread = _folder(name), ""
+    if folder is None and _may_be_on_hub(str(name)):
+        folder, unread = _download(str(name), revision, told)
     base, tokenizer, own = str(name), None, ()
     settings: dict[str, Any] = {}
     if folder is not None:
@@ -64,22 +84,24 @@ def open_checkpoint(name: str | Path, adapters: tuple[str | Path, ...] = ()) -> 
             tokenizer = folder if any(folder.glob("tokenizer*")) else None
         elif settings.get("tokenizer"):
             tokenizer = folder / TOKENIZER
-    found = tuple(adapter_path(adapter) for adapter in adapters)
+    found = tuple(adapter_path(adapter, told) for adapter in adapters)
     for path in found:
         settings |= read_settings(path)
-    return Checkpoint(base, tokenizer, own + found, settings)
+    commit = None if own or folder is None else _commit_of(folder)
+    return Checkpoint(base, tokenizer, own + found, settings, commit, unread)
 
 
-def adapter_path(name: str | Path) -> Path:
+def adapter_path(name: str | Path, options: Mapping[str, Any] | None = None) -> Path:
     """Folder of an adapter: a local one, else downloaded from the hub."""
     folder = Path(name)
     if folder.is_dir():
         return folder
-    found = _download(str(name))
+    found, why = _download(str(name), None, options or {})
     if found is None or not (found / ADAPTER_CONFIG).is_file():
         raise AdapterError(
-            f"no adapter {str(name)!r}: neither a folder nor to be had from the hub. Give the "
-            f"folder that holds {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}."
+            f"no adapter {str(name)!r}: neither a folder nor to be had from the hub"
+            f"{why and f' ({why})'}. Give the folder that holds {ADAPTER_CONFIG} and "
+            f"{ADAPTER_WEIGHTS}."
         )
     return found
 
@@ -99,23 +121,38 @@ def check_output(output: Path) -> None:
 
 
 def _folder(name: str | Path) -> Path | None:
-    """The folder of a name that the registry does not know; None where only weights can tell."""
-    text = str(name)
-    if text in MODELS or text in {m.hub_id for m in MODELS.values()}:
-        return None
-    if Path(text).is_dir():
-        return Path(text)
-    return _download(text) if text.count("/") == 1 and not text.startswith((".", "/")) else None
+    """The folder of a name that the registry does not know."""
+    return Path(name) if not _is_known(str(name)) and Path(name).is_dir() else None
 
 
-def _download(hub_id: str) -> Path | None:
-    """The small files of a hub repository; None where the hub has no such thing for us."""
+def _is_known(name: str) -> bool:
+    return name in MODELS or name in {model.hub_id for model in MODELS.values()}
+
+
+def _may_be_on_hub(name: str) -> bool:
+    return not _is_known(name) and name.count("/") == 1 and not name.startswith((".", "/"))
+
+
+def _download(
+    hub_id: str, revision: str | None, options: Mapping[str, Any]
+) -> tuple[Path | None, str]:
+    """The small files of a hub repository; None and the reason where they cannot be had.
+
+    Without a revision it is the registry's, for the authors' adapters, else the newest.
+    """
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=_SMALL_FILES))
-    except Exception:  # whoever loads the weights says what is wrong and what to do
-        return None
+        revision = revision or _PINNED.get(hub_id)
+        place = snapshot_download(hub_id, revision=revision, allow_patterns=_SMALL_FILES, **options)
+    except Exception as error:  # whoever loads the weights says what to do
+        return None, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    return Path(place), ""
+
+
+def _commit_of(folder: Path) -> str | None:
+    """The commit of a snapshot in the hub's cache; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def _has_weights(folder: Path) -> bool:

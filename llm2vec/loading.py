@@ -32,7 +32,7 @@ from llm2vec import assets
 from llm2vec.adapters import ADAPTER_WEIGHTS, check_origin
 from llm2vec.architectures import KEEPS_THE_SWITCH
 from llm2vec.errors import AdapterError, LLM2VecError, SettingError
-from llm2vec.folders import CONFIG, Checkpoint
+from llm2vec.folders import CONFIG, FOR_THE_HUB, Checkpoint
 from llm2vec.mixed import MIXED, precision_of
 from llm2vec.registry import (
     MODELS,
@@ -50,7 +50,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # What transformers raises for what it cannot load; ImportError: a package its tokenizer needs.
 _UNLOADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 _BY_HUB_ID = {model.hub_id: model for model in MODELS.values()}
-_FOR_THE_HUB = ("token", "cache_dir", "local_files_only")  # the tokenizer's download needs them too
 _UNKNOWN = "unknown"  # architecture of what nobody has named
 
 
@@ -102,9 +101,11 @@ def model_of(
     """What the checkpoint of a name is: what ``base_model`` (a registry name or its hub id) says,
     else its ``llm2vec_config.json``, else what :func:`resolve_model` finds.
 
-    ``revision``: that of the weights on the hub. Raises :class:`SettingError` for a base model or
-    revision that cannot be meant, or for an encoder baseline without its pooling, and
-    :class:`~llm2vec.errors.UnknownNameError` for a base model that the registry lacks.
+    ``revision``: that of the weights on the hub; without one, weights of a name that the registry
+    lacks are of the commit whose configuration was read, not of one pushed since. Raises
+    :class:`SettingError` for a base model or revision that cannot be meant, or for an encoder
+    baseline without its pooling, and :class:`~llm2vec.errors.UnknownNameError` for a base model
+    that the registry lacks.
     """
     model = resolve_model(checkpoint.base)
     if base_model is None:
@@ -115,7 +116,7 @@ def model_of(
             raise SettingError(f"{checkpoint.base} is {model.name}; base_model says {known.name}")
         model = model if model is known else _copy_of(known, checkpoint.base)
     if revision is None:
-        return model
+        return replace(model, revision=checkpoint.commit) if checkpoint.commit else model
     if checkpoint.base != str(name):
         raise SettingError(
             f"revision {revision!r}: {name} holds an adapter of {checkpoint.base}; load that by "
@@ -228,7 +229,7 @@ def load_backbone(
     try:
         words = AutoTokenizer.from_pretrained(
             str(tokenizer or source), revision=None if tokenizer else revision,
-            **{key: model_kwargs[key] for key in _FOR_THE_HUB if key in model_kwargs},
+            **{key: model_kwargs[key] for key in FOR_THE_HUB if key in model_kwargs},
         )  # fmt: skip
         with quiet():
             backbone, report = kind.from_pretrained(

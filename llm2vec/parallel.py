@@ -29,7 +29,8 @@ from llm2vec.portions import portions
 
 PORTIONS = 4  # for each process and call: few enough to fill batches, enough to even out the end
 _FACTS = (
-    "model", "variant", "adapters", "embedding_size", "poolings", "attention_implementation",
+    "model", "variant", "adapters", "embedding_size", "pooling", "poolings",
+    "attention_implementation",
 )  # fmt: skip
 
 

@@ -27,11 +27,14 @@ class Answer(BaseHTTPRequestHandler):
     def _content(self) -> bytes | None:
         folder, name = self.server.folder, self.server.name
         path = self.path.split("?")[0]
+        self.server.asked.append(path)
         files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-        if path == f"/api/models/{name}":
+        if path in (f"/api/models/{name}", f"/api/models/{name}/revision/main"):
             info = {"id": name, "sha": COMMIT, "private": False, "lastModified": DATE,
                     "siblings": [{"rfilename": file} for file in files]}  # fmt: skip
             return json.dumps(info).encode()
+        if path == f"/api/models/{name}/tree/{COMMIT}":
+            return json.dumps([_entry(folder, file) for file in files]).encode()
         if path == f"/api/models/{name}/commits/main":
             commit = {"id": COMMIT, "title": "", "message": "", "authors": [], "date": DATE}
             return json.dumps([commit]).encode()
@@ -53,11 +56,17 @@ class Answer(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
+def _entry(folder: Path, file: str) -> dict[str, object]:
+    content = (folder / file).read_bytes()
+    return {"type": "file", "path": file, "size": len(content),
+            "oid": hashlib.sha1(content).hexdigest()}  # fmt: skip
+
+
 @contextmanager
-def serve(folder: Path, name: str) -> Iterator[str]:
-    """Address of a hub that has this folder as the model ``name``."""
+def serve(folder: Path, name: str, asked: list[str] | None = None) -> Iterator[str]:
+    """Address of a hub that has this folder as the model ``name``; ``asked`` gets the paths."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    server.folder, server.name = folder, name
+    server.folder, server.name, server.asked = folder, name, [] if asked is None else asked
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -19,6 +19,7 @@ class FakeEncoder:
     """Vectors are hashes of the texts; some texts are orders to fail."""
 
     embedding_size = 4
+    pooling = "mean"
     poolings = POOLINGS
     adapters = ("a" * 64,)
     attention_implementation = "none"

@@ -113,6 +113,35 @@ def test_a_saved_folder_brings_its_pooling(encoder: LLM2Vec, text: Path) -> None
     close(np.load(out), encoder.encode_poolings(LINES)["eos"])
 
 
+def test_a_copy_is_read_as_the_model_that_it_is_said_to_be(
+    text: Path, tiny_llama_dir: Path
+) -> None:
+    out = text.parent / "o.npy"
+    options = ("--model", tiny_llama_dir, "--dtype", "float32", "--device", "cpu", "--out", out)
+    assert llm2vec("encode", text, *options, "--base-model", "mistral-7b") == 0
+    said = LLM2Vec.from_pretrained(
+        tiny_llama_dir, base_model="mistral-7b", dtype="float32", device="cpu"
+    )
+    close(np.load(out), said.encode(LINES, convert_to_numpy=True))
+    assert llm2vec("encode", text, *options, "--overwrite") == 0
+    with pytest.raises(AssertionError):  # Mistral's chat format is around the texts
+        close(np.load(out), said.encode(LINES, convert_to_numpy=True))
+
+
+def test_a_revision_is_that_of_a_hub_id(
+    text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    asked: list[object] = []
+
+    def refuse(hub_id: str, *, revision: str | None, **_: object) -> str:
+        asked.append((hub_id, revision))
+        raise OSError("not today")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    assert llm2vec("encode", text, "--model", "me/mine", "--revision", "v2") == 2
+    assert asked == [("me/mine", "v2")] and "cannot load me/mine" in capsys.readouterr().err
+
+
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=9))
 def test_any_lines_are_read_as_they_are(tmp_path_factory, lines: list[str]) -> None:
     lines = [re.sub(r"[\r\n]", " ", line) for line in lines]
@@ -217,6 +246,8 @@ def test_another_input_or_model_does_not_go_on(
         (["encode", "TEXT", "--model", "./none"], "cannot load ./none: there is no such folder"),
         (["encode", "TEXT", "--model", "x/y", "--variant", "bi-mntp"], "needs a registry model"),
         (["encode", "TEXT", "--model", "smollm2-135m", "--adapters", "his"], "Valid: own, pub"),
+        (["encode", "TEXT", "--model", "smollm2-135m", "--revision", "v2"], "leave --base-model"),
+        (["encode", "TEXT", "--model", "x/y", "--base-model", "mistral"], "Did you mean"),
         (["export", "--model", "smollm2-135m", "--output", "TEXT"], "is not empty"),
         (["export", "--model", "x", "--output", "new", "--variant", "echo"], "cannot be exported"),
         (["export", "--model", "x", "--output", "new", "--pooling", "weighted_mean"], "mean, eos"),

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llm2vec import LLM2Vec, loading
-from llm2vec.errors import LLM2VecError, SettingError, UnknownNameError
+from llm2vec.errors import AdapterError, LLM2VecError, SettingError, UnknownNameError
 from llm2vec.loading import (
     ModelNotFoundError,
     load_backbone,
@@ -307,6 +307,84 @@ def test_a_revision_is_that_of_weights_and_tokenizer(
     encoder = LLM2Vec.from_pretrained("mistral-7b", device="cpu", **given)
     assert asked == [given, given]
     assert encoder.model.revision == "v2" and encoder.model.chat
+
+
+def snapshots(folder: Path, pooling: dict[str, str], asked: list[dict[str, object]]) -> Callable:
+    """A hub's client: a snapshot of ``folder`` for each revision, with its pooling in it."""
+
+    def download(hub_id: str, *, revision: str | None, allow_patterns: list[str], **told: object):
+        asked.append({"revision": revision, **told})
+        assert "model.safetensors" not in allow_patterns
+        place = folder.parent / "hub" / "snapshots" / f"{revision or 'newest'}-commit"
+        shutil.copytree(folder, place, dirs_exist_ok=True)
+        values = {"pooling_mode": pooling[revision or "newest"]}
+        (place / "llm2vec_config.json").write_text(json.dumps(values))
+        return str(place)
+
+    return download
+
+
+@pytest.mark.parametrize(("revision", "weights_of"), [(None, "newest-commit"), ("v2", "v2")])
+def test_settings_weights_and_tokenizer_of_a_hub_model_are_of_one_revision(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None, weights_of: str
+) -> None:
+    small: list[dict[str, object]] = []
+    large: list[object] = []
+    load, words = loading.AutoModel.from_pretrained, loading.AutoTokenizer.from_pretrained
+
+    def weights(source: str, **kwargs: object) -> object:
+        large.append((source, kwargs["revision"], kwargs["token"]))
+        return load(folder, output_loading_info=True)
+
+    def tokenizer(source: str, **kwargs: object) -> object:
+        large.append((source, kwargs["revision"], kwargs["token"]))
+        return words(folder)
+
+    download = snapshots(folder, {"newest": "mean", "v2": "weighted_mean"}, small)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr(loading.AutoModel, "from_pretrained", weights)
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", tokenizer)
+    encoder = LLM2Vec.from_pretrained("me/mine", revision=revision, token="secret", device="cpu")
+    assert small == [{"revision": revision, "token": "secret"}]
+    assert large == [("me/mine", weights_of, "secret")] * 2
+    assert encoder.model.revision == weights_of
+    assert encoder.pooling == ("weighted_mean" if revision else "mean")
+
+
+def test_weights_without_their_settings_are_not_an_encoder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub that answers again once the settings were given up: the pooling would be a guess."""
+
+    def busy(*_: object, **__: object) -> str:
+        raise OSError("503 for url\nmore")
+
+    weights = loading.AutoModel.from_pretrained(folder, output_loading_info=True)
+    words = loading.AutoTokenizer.from_pretrained(folder)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", busy)
+    monkeypatch.setattr(loading.AutoModel, "from_pretrained", lambda *_, **__: weights)
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", lambda *_, **__: words)
+    with pytest.raises(ModelNotFoundError, match=r"me/mine.*OSError: 503 for url\); run it again"):
+        LLM2Vec.from_pretrained("me/mine", device="cpu")
+
+
+def test_the_authors_adapters_come_at_the_registrys_revision_by_their_own_name_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[object] = []
+
+    def download(hub_id: str, *, revision: str | None, **_: object) -> str:
+        asked.append((hub_id, revision))
+        raise OSError("not today")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    hub_id, pin = MODELS["mistral-7b"].published["mntp"]
+    assert len(pin) == 40
+    with pytest.raises(AdapterError, match="no adapter"):
+        LLM2Vec.from_pretrained("smollm2-135m", hub_id)
+    with pytest.raises(ModelNotFoundError):
+        LLM2Vec.from_pretrained(hub_id)
+    assert asked == [(hub_id, pin)] * 2
 
 
 def test_a_revision_that_nothing_has_is_refused() -> None:

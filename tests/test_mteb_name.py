@@ -125,19 +125,50 @@ print(json.dumps([model.mteb_model_meta.revision, done.scores["test"][0]["cosine
 """
 
 
+WITH_US = f"""
+import json
+from llm2vec import LLM2Vec
+
+encoder = LLM2Vec.from_pretrained({NAME!r}, device="cpu")
+print(json.dumps([encoder.model.revision, encoder.encode(["a fox"]).tolist()]))
+"""
+
+
+@pytest.mark.slow
+def test_weights_of_an_uploaded_folder_come_at_the_commit_of_its_settings(
+    exported, tmp_path: Path
+) -> None:
+    """A push between two downloads does not mix them: only the first asks for the branch."""
+    encoder, folder = exported[0]
+    asked: list[str] = []
+    done = run_with_hub(WITH_US, folder, tmp_path, asked)
+    revision, vectors = json.loads(done.splitlines()[-1])
+    assert revision == COMMIT
+    assert vectors[0] == pytest.approx(encoder.encode(["a fox"]).tolist()[0], abs=1e-5)
+    files = [path for path in asked if "/resolve/" in path]
+    assert any(path.endswith("model.safetensors") for path in files)
+    assert {path.split("/resolve/")[1].split("/")[0] for path in files} == {COMMIT}
+
+
 @pytest.mark.slow
 def test_an_uploaded_folder_needs_its_name_alone(exported, tmp_path: Path) -> None:
     """mteb asks a hub, as `mteb run --model NAME` does, and nothing of this package takes part."""
     encoder, folder = exported[0]
-    with serve(folder, NAME) as hub:
+    done = run_with_hub(ALONE, folder, tmp_path)
+    revision, score = json.loads(done.splitlines()[-1])
+    assert revision == COMMIT and score == pytest.approx(expected(encoder), abs=1e-6)
+
+
+def run_with_hub(program: str, folder: Path, tmp_path: Path, asked: list[str] | None = None) -> str:
+    """What a program prints beside a hub that has ``folder``."""
+    with serve(folder, NAME, asked) as hub:
         env = os.environ | {
             "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hub"),
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", ALONE], env=env, cwd=tmp_path, capture_output=True, text=True,
+            [sys.executable, "-c", program], env=env, cwd=tmp_path, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    revision, score = json.loads(done.stdout.splitlines()[-1])
-    assert revision == COMMIT and score == pytest.approx(expected(encoder), abs=1e-6)
+    return done.stdout
