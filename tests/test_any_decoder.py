@@ -40,6 +40,14 @@ COMMON = {
     "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.3,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+MIXTURES: dict[str, dict[str, object]] = {
+    "mixtral": {"num_local_experts": 4},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
+    "olmoe": EXPERTS,
+    "qwen3_moe": {**EXPERTS, "head_dim": 8},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 32, "decoder_sparse_step": 1},
+}
 FAMILIES: dict[str, dict[str, object]] = {
     "llama": {},
     "mistral": {},
@@ -59,6 +67,19 @@ FAMILIES: dict[str, dict[str, object]] = {
     "starcoder2": {},
     "stablelm": {},
     "cohere": {},
+    "phi": {},
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 8},
+    "xglm": {
+        "d_model": 32,
+        "attention_heads": 4,
+        "num_layers": 2,
+        "ffn_dim": 64,
+        "init_std": 0.3,
+    },
+    "biogpt": {},
+    "glm": {"head_dim": 8},
+    "glm4": {"head_dim": 8},
+    **MIXTURES,
 }
 
 

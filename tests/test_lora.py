@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from test_any_decoder import COMMON, make_folder
+from test_any_decoder import COMMON, MIXTURES, make_folder
 from test_any_decoder import FAMILIES as TABLE
 from training_help import MNTP_SETTINGS, SIMCSE_SETTINGS, tiny_model, write_texts
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel
@@ -21,27 +21,11 @@ from llm2vec.registry import MNTP, MODELS, LoRA, SimCSE, get_variant, settings_d
 from llm2vec.simcse import train_simcse
 from llm2vec.stage import Options
 
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-MIXTURES = {
-    "mixtral": {"num_local_experts": 4},
-    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
-    "olmoe": EXPERTS,
-    "qwen3_moe": {**EXPERTS, "head_dim": 8},
-    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 32, "decoder_sparse_step": 1},
-}
-DENSE = {
-    "phi": {},
-    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 8},
-    "xglm": {"d_model": 32, "attention_heads": 4, "num_layers": 2, "ffn_dim": 64},
-    "biogpt": {},
-    "glm": {"head_dim": 8},
-    "glm4": {"head_dim": 8},
-}
-FAMILIES = DENSE | MIXTURES | {name: TABLE[name] for name in TABLE if name in LORA_MODULES}
+FAMILIES = {name: values for name, values in TABLE.items() if name in LORA_MODULES}
 
 
 def tiny(family: str, **config: object) -> PreTrainedModel:
-    values = COMMON | (TABLE | FAMILIES).get(family, {}) | {"vocab_size": 100} | config
+    values = COMMON | TABLE.get(family, {}) | {"vocab_size": 100} | config
     return AutoModel.from_config(CONFIG_MAPPING[family](**values)).float()
 
 
