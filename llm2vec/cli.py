@@ -309,6 +309,7 @@ def convert(
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
     device: Device = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 20,
+    revision: Revision = None,
 ) -> None:
     """Any decoder to an encoder: bidirectional attention, MNTP, SimCSE, export.
 
@@ -319,7 +320,7 @@ def convert(
 
     settings = Settings(
         mntp_steps, simcse_steps, batch_size, block_size, learning_rate, dtype, device, save_every,
-        scores, all_tasks,
+        scores, all_tasks, revision,
     )  # fmt: skip
     print(run(model, data, output, settings))
 

@@ -32,11 +32,11 @@ from llm2vec.attention import check_attention, set_attention
 from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import AssetError, SettingError
 from llm2vec.export import export
-from llm2vec.folders import check_output, read_settings
-from llm2vec.loading import load_backbone, resolve_dtype, resolve_model
+from llm2vec.folders import check_output, open_checkpoint, read_settings
+from llm2vec.loading import load_backbone, model_of, resolve_dtype
 from llm2vec.mntp import train_mntp
 from llm2vec.model_card import Score
-from llm2vec.registry import MNTP, SUITES, TASKS, VARIANTS, Model, SimCSE
+from llm2vec.registry import MNTP, SUITES, TASKS, UNPINNED, VARIANTS, Model, SimCSE
 from llm2vec.results import write_atomic
 from llm2vec.simcse import train_simcse
 from llm2vec.stage import Options, with_overrides
@@ -63,6 +63,7 @@ class Settings:
     save_every: int = 20
     scores: bool = True
     all_tasks: bool = False
+    revision: str | None = None
 
 
 def convert(name: str, data: Path, output: Path, settings: Settings) -> Path:
@@ -81,7 +82,7 @@ def convert(name: str, data: Path, output: Path, settings: Settings) -> Path:
         return output
     check_output(output)
     corpora.read_text_file(data)
-    model = trainable_model(name)
+    model = trainable_model(name, settings.revision)
     mntp = with_overrides(
         model.mntp, steps=settings.mntp_steps, batch_size=settings.batch_size,
         block_size=settings.block_size, learning_rate=settings.learning_rate,
@@ -99,9 +100,9 @@ def convert(name: str, data: Path, output: Path, settings: Settings) -> Path:
     train_simcse(model, VARIANT, simcse, model.simcse, folders[1], options, data, mntp=folders[0])
     encoder = None
     if settings.scores:
-        for label, encoder in _encoders(name, folders, settings.device):
+        for label, encoder in _encoders(model, folders, settings.device):
             _score(encoder, label, work, SUITES["offline"] if settings.all_tasks else SCORED)
-    encoder = encoder or _trained(name, folders, settings.device)
+    encoder = encoder or _trained(model, folders, settings.device)
     table = _read(work) if settings.scores else {}
     _show(table)
     return export(encoder, output, scores=_card_scores(table), adapters=folders)
@@ -116,21 +117,30 @@ def _is_done(output: Path, folders: list[Path]) -> bool:
 
 
 # --------------------------------------------------------------------------- the decoder
-def trainable_model(name: str) -> Model:
+def trainable_model(name: str, revision: str | None = None) -> Model:
     """Registry entry of a model, or one made from the configuration of a folder or hub id.
 
-    Raises :class:`SettingError` for what is no decoder.
+    A hub id gets the commit that ``revision`` (default: the newest) is now, which every later load
+    is of. Raises :class:`SettingError` for what is no decoder, or not whole, and
+    :class:`~llm2vec.loading.ModelNotFoundError` for what cannot be had.
     """
-    model = resolve_model(name)
+    checkpoint = open_checkpoint(name, (), revision)
+    if checkpoint.adapters:
+        raise SettingError(
+            f"{name} holds an adapter of {checkpoint.base}; train that, or write a merged model "
+            "with 'llm2vec export' first"
+        )
+    model = model_of(name, checkpoint, revision=revision)
     if model.kind != "decoder":
         raise SettingError(f"{name} is an encoder already; convert takes decoders")
     if model.mntp and model.simcse:
         return model
     try:
-        config = AutoConfig.from_pretrained(model.hub_id)
-        tokenizer = AutoTokenizer.from_pretrained(model.hub_id)
+        commit = None if model.revision == UNPINNED else model.revision
+        config = AutoConfig.from_pretrained(model.hub_id, revision=commit)
+        tokenizer = AutoTokenizer.from_pretrained(model.hub_id, revision=commit)
     except (OSError, ValueError, KeyError):
-        load_backbone(name)  # which has the words for what is missing or broken
+        load_backbone(name, model=model)  # which has the words for what is missing or broken
         raise
     text = config.get_text_config()
     with torch.device("meta"):
@@ -160,7 +170,7 @@ def _check_decoder(model: Model, work: Path, device: str | None, causal: bool) -
     ``causal``: check that side as well, which the scores of the decoder as it is are taken on, also
     in the dtype that they are taken in.
     """
-    backbone, tokenizer = load_backbone(model.name, dtype="float32", device=device)
+    backbone, tokenizer = load_backbone(model.name, dtype="float32", device=device, model=model)
     for bidirectional in (False, True) if causal else (True,):
         set_attention(backbone, bidirectional)
         check_attention(backbone, bidirectional, tolerance=1e-3)
@@ -172,24 +182,34 @@ def _check_decoder(model: Model, work: Path, device: str | None, causal: bool) -
 
 
 # --------------------------------------------------------------------------- scores
-def _encoders(name: str, folders: list[Path], device: str | None) -> Iterator[tuple[str, LLM2Vec]]:
+def _encoders(
+    model: Model, folders: list[Path], device: str | None
+) -> Iterator[tuple[str, LLM2Vec]]:
     """The decoder as it is, after the switch, and trained, one after another."""
     for label, bidirectional in ((BEFORE, False), (SWITCHED, True)):
         yield (
             label,
             LLM2Vec.from_pretrained(
-                name, enable_bidirectional=bidirectional, pooling_mode="mean", device=device
+                model.name, enable_bidirectional=bidirectional, pooling_mode="mean", device=device,
+                revision=_commit_of(model),
             ),
-        )
-    yield AFTER, _trained(name, folders, device)
+        )  # fmt: skip
+    yield AFTER, _trained(model, folders, device)
 
 
-def _trained(name: str, folders: list[Path], device: str | None) -> LLM2Vec:
+def _trained(model: Model, folders: list[Path], device: str | None) -> LLM2Vec:
     encoder = LLM2Vec.from_pretrained(
-        name, extra_model_name_or_path=folders, pooling_mode="mean", device=device
-    )
+        model.name, extra_model_name_or_path=folders, pooling_mode="mean", device=device,
+        revision=_commit_of(model),
+    )  # fmt: skip
     encoder.variant = VARIANT
     return encoder
+
+
+def _commit_of(model: Model) -> str | None:
+    """Of a hub id; the registry's models have theirs, folders none."""
+    on_hub = model.asset is None and model.name == model.hub_id and not Path(model.name).is_dir()
+    return model.revision if on_hub and model.revision != UNPINNED else None
 
 
 def _score(encoder: LLM2Vec, label: str, work: Path, tasks: Sequence[str]) -> None:

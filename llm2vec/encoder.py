@@ -157,7 +157,8 @@ class LLM2Vec:
         if checkpoint.unread:  # or a pooling and chat format would be lost without a word
             raise ModelNotFoundError(
                 f"the weights of {checkpoint.base} could be had, but not what its repository says "
-                f"of them ({checkpoint.unread}); run it again"
+                f"of them ({checkpoint.unread}). Run it once where the hub answers, or give the "
+                "folder that holds them."
             )
         if "chat" not in settings:
             say_if_plain(model, tokenizer)

@@ -145,9 +145,28 @@ def _download(
     try:
         revision = revision or _PINNED.get(hub_id)
         place = snapshot_download(hub_id, revision=revision, allow_patterns=_SMALL_FILES, **options)
+        _check_whole(Path(place), hub_id, options.get("cache_dir"))
     except Exception as error:  # whoever loads the weights says what to do
         return None, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     return Path(place), ""
+
+
+def _check_whole(folder: Path, hub_id: str, cache_dir: str | Path | None) -> None:
+    """Raise where nothing says whether a snapshot without settings is one of a model without.
+
+    Libraries that fetch single files leave a snapshot that the hub's client returns as it is when
+    the hub does not answer.
+    """
+    from huggingface_hub import get_cached_repo_tree
+
+    commit = _commit_of(folder)
+    if commit is None or (folder / CONFIG).is_file():
+        return
+    files = {
+        file.path for file in get_cached_repo_tree(hub_id, revision=commit, cache_dir=cache_dir)
+    }
+    if CONFIG in files:
+        raise FileNotFoundError(f"{CONFIG} of {hub_id} is not in the cache")
 
 
 def _commit_of(folder: Path) -> str | None:

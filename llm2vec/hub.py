@@ -41,7 +41,7 @@ def is_hopeless(error: Exception) -> bool:
     return getattr(error, "hopeless", False)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -51,7 +51,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def explain(error: Exception, what: str, revision: str, folder: Path) -> HubError:
     """The :class:`HubError` for an error met while fetching ``what`` into ``folder``."""
-    chain = list(_chain(error))
+    chain = list(causes_of(error))
     kinds = {kind.__name__ for one in chain for kind in type(one).__mro__}
     status = {getattr(getattr(one, "response", None), "status_code", None) for one in chain}
     full = (errno.ENOSPC, errno.EDQUOT)

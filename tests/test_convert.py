@@ -12,7 +12,14 @@ import torch
 from conftest import tiny_tokenizer
 from sentence_transformers import SentenceTransformer
 from training_help import TEXTS, write_texts
-from transformers import AutoModelForCausalLM, Lfm2Config, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Lfm2Config,
+    PreTrainedModel,
+)
 
 from llm2vec import LLM2Vec
 from llm2vec import convert as module
@@ -213,6 +220,45 @@ def test_causal_scores_are_tried_in_the_dtype_they_are_taken_in(
     calls.clear()
     module._check_decoder(model, tmp_path, "cpu", causal=False)
     assert calls == both[1:]
+
+
+def test_a_push_during_the_training_changes_nothing(
+    tiny_llama_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every load of a hub id is of the commit that it had when convert began."""
+    asked: list[object] = []
+    commits = iter(("a" * 40, "b" * 40))
+
+    def snapshot(_: str, *, revision: str | None, **__: object) -> str:
+        asked.append(revision or next(commits))
+        place = tmp_path / "snapshots" / str(asked[-1])
+        return str(shutil.copytree(tiny_llama_dir, place, dirs_exist_ok=True))
+
+    def pinned(kind: type) -> None:
+        load = kind.from_pretrained
+
+        def from_pretrained(source: str, *, revision: str | None = None, **options: object):
+            if str(source) == "me/mine":
+                asked.append(revision)
+                source = tiny_llama_dir
+            return load(source, **options)
+
+        monkeypatch.setattr(kind, "from_pretrained", from_pretrained)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setattr("llm2vec.folders._check_whole", lambda *_: None)
+    for kind in (AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer):
+        pinned(kind)
+    out = convert("me/mine", data, tmp_path / "encoder", SETTINGS)
+    assert len(asked) > 9 and set(asked) == {"a" * 40}
+    assert "revision " + "a" * 40 in (out / "README.md").read_text()
+
+
+def test_a_folder_of_an_adapter_is_not_trained_as_its_base(tmp_path: Path) -> None:
+    config = {"base_model_name_or_path": "me/base", "peft_type": "LORA"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(SettingError, match="holds an adapter of me/base"):
+        trainable_model(str(tmp_path))
 
 
 def test_settings_come_from_the_registry_or_the_architecture(tiny_llama_dir: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import XetDownloadError
+from huggingface_hub.utils import httpx
 from safetensors.torch import load_file, save_file
 
 from llm2vec import LLM2Vec, loading
@@ -324,7 +326,7 @@ def snapshots(folder: Path, pooling: dict[str, str], asked: list[dict[str, objec
     return download
 
 
-@pytest.mark.parametrize(("revision", "weights_of"), [(None, "newest-commit"), ("v2", "v2")])
+@pytest.mark.parametrize(("revision", "weights_of"), [(None, "newest-commit"), ("v2", "v2-commit")])
 def test_settings_weights_and_tokenizer_of_a_hub_model_are_of_one_revision(
     folder: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None, weights_of: str
 ) -> None:
@@ -364,8 +366,71 @@ def test_weights_without_their_settings_are_not_an_encoder(
     monkeypatch.setattr("huggingface_hub.snapshot_download", busy)
     monkeypatch.setattr(loading.AutoModel, "from_pretrained", lambda *_, **__: weights)
     monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", lambda *_, **__: words)
-    with pytest.raises(ModelNotFoundError, match=r"me/mine.*OSError: 503 for url\); run it again"):
+    with pytest.raises(ModelNotFoundError, match=r"me/mine.*OSError: 503 for url\). Run it"):
         LLM2Vec.from_pretrained("me/mine", device="cpu")
+
+
+def hub_cache(folder: Path, cache: Path, files: list[str]) -> dict[str, object]:
+    """A cache of the hub's client that holds some files of a model, as transformers leaves one."""
+    place = cache / "models--me--half" / "snapshots" / ("c" * 40)
+    place.mkdir(parents=True)
+    for name in files:
+        shutil.copy(folder / name, place)
+    (place.parents[1] / "refs").mkdir()
+    (place.parents[1] / "refs" / "main").write_text("c" * 40)
+    return {"cache_dir": str(cache), "local_files_only": True, "device": "cpu"}
+
+
+def test_a_snapshot_that_may_lack_its_settings_is_not_taken_for_a_model_without(
+    folder: Path, tmp_path: Path
+) -> None:
+    plain = [path.name for path in folder.iterdir()]
+    offline = hub_cache(folder, tmp_path / "plain", plain)
+    with pytest.raises(ModelNotFoundError, match=r"CachedRepoTreeNotFoundError.*where the hub ans"):
+        LLM2Vec.from_pretrained("me/half", **offline)
+    (folder / "llm2vec_config.json").write_text(json.dumps({"pooling_mode": "eos"}))
+    offline = hub_cache(folder, tmp_path / "whole", [*plain, "llm2vec_config.json"])
+    encoder = LLM2Vec.from_pretrained("me/half", **offline)
+    assert (encoder.pooling, encoder.model.revision) == ("eos", "c" * 40)
+
+
+@pytest.mark.parametrize(
+    ("causes", "parts"),
+    [
+        (["There was a specific connection error when trying to load x:\n401 Client Error\n\n"
+          "Invalid credentials in Authorization header"], ["hub refuses the token", "unset"]),
+        (["Can't load the configuration of x", "403 Forbidden by proxy.example"],
+         ["proxy.example", "where the hub can be reached"]),
+    ],
+)  # fmt: skip
+def test_the_innermost_reason_of_the_hub_is_told(
+    monkeypatch: pytest.MonkeyPatch, causes: list[str], parts: list[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        error: Exception | None = None
+        for text in reversed(causes):
+            outer = OSError(text)
+            outer.__cause__ = error
+            error = outer
+        raise error
+
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", refuse)
+    with pytest.raises(ModelNotFoundError) as found:
+        load_backbone("s-llama-1.3b")
+    assert all(part in str(found.value) for part in parts) and "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("kind", [httpx.ReadTimeout, XetDownloadError])
+def test_a_shard_that_breaks_off_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise kind("in the middle of model-00002-of-00007.safetensors")
+
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", lambda *_, **__: None)
+    monkeypatch.setattr(loading.AutoModel, "from_pretrained", refuse)
+    with pytest.raises(ModelNotFoundError, match=r"cannot load princeton.*00002-of-00007"):
+        load_backbone("s-llama-1.3b")
 
 
 def test_the_authors_adapters_come_at_the_registrys_revision_by_their_own_name_too(

@@ -151,6 +151,27 @@ def test_weights_of_an_uploaded_folder_come_at_the_commit_of_its_settings(
 
 
 @pytest.mark.slow
+def test_weights_of_a_pull_request_are_never_taken(make_tiny_llama, tmp_path: Path) -> None:
+    """For a model without safetensors transformers asks for a bot's pull request by itself."""
+    lm, tokenizer = make_tiny_llama(seed=0)
+    folder, asked = tmp_path / "pickled", []
+    lm.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"never read")
+    program = f"""
+from llm2vec.loading import ModelNotFoundError, load_backbone
+try:
+    load_backbone({NAME!r}, device="cpu")
+except ModelNotFoundError as error:
+    print(error)
+"""
+    said = run_with_hub(program, folder, tmp_path, asked)
+    assert "no weights as safetensors" in said and "never loaded" in said
+    assert any(path.endswith("/config.json") for path in asked)
+    assert not any("discussions" in path or "refs" in path for path in asked)
+
+
+@pytest.mark.slow
 def test_an_uploaded_folder_needs_its_name_alone(exported, tmp_path: Path) -> None:
     """mteb asks a hub, as `mteb run --model NAME` does, and nothing of this package takes part."""
     encoder, folder = exported[0]
