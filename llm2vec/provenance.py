@@ -1,7 +1,9 @@
 """Where a number comes from: git commit, versions, machine, command.
 
 The dirty flag is read once, when the process starts, and ignores what measurements write
-(``results/``, ``benchmarks/results/``): the first record of a grid must not spoil the second.
+(``results/``, ``benchmarks/results/``): the first record of a grid must not spoil the second. Nor
+does a file that git does not know, unless it lies where code does: a scheduler's log, a mirror, a
+profile of one's own change no number.
 Without ``.git`` (a tarball, a container), the environment variable ``LLM2VEC_COMMIT`` says which
 commit it is: it is taken at its word, changes cannot be seen, and the origin says so
 (``commit_source``). Imports no torch.
@@ -18,12 +20,18 @@ import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from llm2vec.paths import ROOT
 
 STATED = "stated"  # the source of a commit that git did not say
 OUTPUTS = ("results", "benchmarks/results")
+# Where an untracked file counts: resources of the package are read, whatever their names; elsewhere
+# it is what Python imports or the engine runs. Other folders may hold a whole environment.
+PACKAGE = "llm2vec"
+CODE_FOLDERS = (".", "analysis", "benchmarks", "experiments")
+CODE = (".py", ".pth", ".so", ".pyd", "Snakefile")
+SHOWN = 3  # changed files that a warning names
 PACKAGES = ("torch", "transformers", "peft", "mteb", "datasets", "numpy", "scikit-learn", "scipy")
 
 
@@ -73,26 +81,71 @@ def _git(*arguments: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def git_state() -> tuple[str, bool]:
-    """(commit, dirty) of the source tree, read once per process.
+@dataclass(frozen=True)
+class _Tree:
+    """State of the source tree. ``changed``: what makes it dirty, a file or a reason each."""
 
-    ``dirty`` is True when a tracked file outside ``OUTPUTS`` is changed or a source file is
-    untracked; an unknown commit is ``unknown`` and counts as dirty.
+    commit: str
+    changed: tuple[str, ...] = ()
+    source: str = ""  # where the commit is from
+
+    @property
+    def dirty(self) -> bool:
+        return bool(self.changed)
+
+
+def git_state() -> tuple[str, bool]:
+    """(commit, dirty) of the source tree, read once per process; called before a measurement.
+
+    ``dirty`` is True when a tracked file outside ``OUTPUTS`` is changed or code is untracked; an
+    unknown commit is ``unknown`` and counts as dirty. Either is said on standard error, once:
+    better before weeks of measuring than after.
     """
-    commit, dirty, _ = _tree()
-    return commit, dirty
+    tree = _tree()
+    if tree.dirty:
+        _warn(tree)
+    return tree.commit, tree.dirty
 
 
 @functools.cache
-def _tree() -> tuple[str, bool, str]:
-    """Commit, dirty, and where the commit is from."""
+def _tree() -> _Tree:
     stated = os.environ.get("LLM2VEC_COMMIT", "").strip()
     commit = _git("rev-parse", "HEAD") if (ROOT / ".git").exists() else None
     if commit is None:
-        return (stated, False, STATED) if stated else ("unknown", True, "")
+        return _Tree(stated, source=STATED) if stated else _Tree("unknown", ("no git commit",))
     outputs = (f":!{folder}" for folder in OUTPUTS)
-    status = _git("status", "--porcelain", "--untracked-files=all", "--", ".", *outputs)
-    return commit.strip(), status is None or bool(status.strip()), ""
+    status = _git(
+        "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", ".", *outputs
+    )
+    if status is None:
+        return _Tree(commit.strip(), ("'git status' fails",))
+    entries = ((line[:2], line[3:]) for line in status.split("\0") if line)
+    return _Tree(
+        commit.strip(), tuple(file for mark, file in entries if mark != "??" or _is_code(file))
+    )
+
+
+def _is_code(file: str) -> bool:
+    """Whether an untracked file may be what runs."""
+    path = PurePosixPath(file)
+    folder = path.parts[0] if len(path.parts) > 1 else "."
+    return folder == PACKAGE or (folder in CODE_FOLDERS and path.name.endswith(CODE))
+
+
+@functools.cache
+def _warn(tree: _Tree) -> None:
+    """One line: what is changed, what comes of it, what to do."""
+    shown = ", ".join(tree.changed[:SHOWN])
+    more = len(tree.changed) - SHOWN
+    what = f"{shown} and {more} more" if more > 0 else shown
+    if tree.commit == "unknown":
+        cause = "git does not say which commit this is; work in a git clone, or set LLM2VEC_COMMIT"
+    else:
+        cause = f"not as committed: {what}; commit that or undo it, and start again"
+    print(
+        f"warning: records made now are marked dirty and fail 'make verify-records': {cause}",
+        file=sys.stderr,
+    )
 
 
 def _command() -> str:
@@ -134,11 +187,11 @@ def capture_provenance(
     device: str = "cpu", dtype: str = "float32", attention_implementation: str = "none"
 ) -> Provenance:
     """Origin of what this process measures; ``device`` and the rest as the encoder reports."""
-    commit, dirty, commit_source = _tree()
+    tree = _tree()
     torch = sys.modules.get("torch")  # whoever measures with it has loaded it
     return Provenance(
-        commit=commit,
-        dirty=dirty,
+        commit=tree.commit,
+        dirty=tree.dirty,
         command=_command(),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         python=platform.python_version(),
@@ -151,7 +204,7 @@ def capture_provenance(
         dtype=dtype,
         attention_implementation=attention_implementation,
         accelerator=_accelerator(device),
-        commit_source=commit_source,
+        commit_source=tree.source,
     )
 
 

@@ -32,9 +32,11 @@ def git(repository: Path, *arguments: str) -> str:
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The state is read once per process; here, once per test."""
     monkeypatch.delenv("LLM2VEC_COMMIT", raising=False)
-    provenance._tree.cache_clear()
+    for cached in (provenance._tree, provenance._warn):
+        cached.cache_clear()
     yield
-    provenance._tree.cache_clear()
+    for cached in (provenance._tree, provenance._warn):
+        cached.cache_clear()
 
 
 @pytest.fixture
@@ -45,6 +47,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "results" / "raw").mkdir(parents=True)
     (root / "llm2vec" / "code.py").write_text("x = 1\n")
     (root / "results" / "raw" / "old.json").write_text("{}\n")
+    (root / "experiments" / "profiles" / "slurm").mkdir(parents=True)
+    (root / "experiments" / "profiles" / "slurm" / "config.yaml").write_text("jobs: 1\n")
     (root / ".gitignore").write_text("build/\n")
     git(root, "init", "--quiet", "--initial-branch=main")
     git(root, "add", ".")
@@ -102,28 +106,109 @@ def build(root: Path) -> None:
     (root / "build" / "x.py").write_text("")
 
 
+def add_log(root: Path) -> None:
+    (root / "slurm-123.out").write_text("done")
+
+
+def add_mirror(root: Path) -> None:
+    (root / "mirror" / "mteb" / "sts").mkdir(parents=True)
+    (root / "mirror" / "mteb" / "sts" / "test.parquet").write_text("")
+
+
+def add_profile(root: Path) -> None:
+    (root / "experiments" / "profiles" / "mine").mkdir()
+    (root / "experiments" / "profiles" / "mine" / "config.yaml").write_text("jobs: 2\n")
+
+
+def add_own_results(root: Path) -> None:
+    (root / "my-results" / "raw").mkdir(parents=True)
+    (root / "my-results" / "raw" / "new.json").write_text("{}\n")
+
+
+def add_environment(root: Path) -> None:
+    (root / "venv" / "lib").mkdir(parents=True)
+    (root / "venv" / "lib" / "six.py").write_text("")
+
+
+def add_resource(root: Path) -> None:
+    (root / "llm2vec" / "resources").mkdir()
+    (root / "llm2vec" / "resources" / "mine.txt").write_text("")
+
+
+def add_script(root: Path) -> None:
+    (root / "experiments" / "numpy.py").write_text("")
+
+
+def add_beside(root: Path) -> None:
+    (root / "sitecustomize.py").write_text("")
+
+
+def change_profile(root: Path) -> None:
+    """Tracked, so it counts, wherever it lies."""
+    (root / "experiments" / "profiles" / "slurm" / "config.yaml").write_text("jobs: 3\n")
+
+
+def move_code(root: Path) -> None:
+    git(root, "mv", "llm2vec/code.py", "llm2vec/moved.py")
+
+
 def nothing(root: Path) -> None:
     pass
 
 
 @pytest.mark.parametrize(
     "change",
-    [change_code, add_code, stage_code, delete_code, add_results_elsewhere, add_benchmark_code],
-)
+    [
+        change_code, add_code, stage_code, delete_code, move_code, add_results_elsewhere,
+        add_benchmark_code, add_resource, add_script, add_beside, change_profile,
+    ],
+)  # fmt: skip
 def test_changed_code_is_dirty(repository: Path, change: Callable[[Path], None]) -> None:
     change(repository)
     assert git_state() == (git(repository, "rev-parse", "HEAD"), True)
 
 
 @pytest.mark.parametrize(
-    "change", [nothing, add_record, change_record, delete_record, add_benchmark, build]
-)
+    "change",
+    [
+        nothing, add_record, change_record, delete_record, add_benchmark, build, add_log,
+        add_mirror, add_profile, add_own_results, add_environment,
+    ],
+)  # fmt: skip
 def test_results_and_ignored_files_are_not(
     repository: Path, change: Callable[[Path], None]
 ) -> None:
     """The first record of a grid must not spoil the second."""
     change(repository)
     assert git_state() == (git(repository, "rev-parse", "HEAD"), False)
+
+
+def test_a_dirty_start_is_said_once_and_names_three_files(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_code(repository)
+    for name in ("a", "b", "c", "d"):
+        (repository / "llm2vec" / f"{name}.py").write_text("")
+    git_state()
+    git_state()
+    (line,) = capsys.readouterr().err.splitlines()
+    named = "not as committed: llm2vec/code.py, llm2vec/a.py, llm2vec/b.py and 2 more; commit that"
+    assert line.startswith("warning: ") and "verify-records" in line and named in line
+
+
+def test_a_clean_start_says_nothing(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_log(repository)
+    git_state()
+    assert capsys.readouterr().err == ""
+
+
+def test_an_unknown_commit_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    git_state()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "work in a git clone, or set LLM2VEC_COMMIT" in line
 
 
 def test_the_state_is_read_once(repository: Path) -> None:
