@@ -82,11 +82,11 @@ train: env ## all adapters: MNTP, SimCSE on top of it, SimCSE alone (causal, bid
 	set -e; for variant in bi-mntp-simcse uni-simcse bi-simcse; do \
 	  $(RUN) experiments/02_train_simcse.py --model="$$MODEL" --variant="$$variant"; done
 
-tables: env ## regenerate the tables and the README from results/
-	$(RUN) -m analysis.build
+tables: env ## regenerate the tables and the README from results/, or of a folder: RESULTS=
+	$(RUN) -m analysis.build $${RESULTS:+--results="$$RESULTS"}
 
 figures: env ## the same, and draw the figures
-	$(RUN) -m analysis.build --figures
+	$(RUN) -m analysis.build --figures $${RESULTS:+--results="$$RESULTS"}
 
 notebooks: env ## execute the notebooks in place, on what results/ holds now
 	$(RUN) -m analysis.notebooks

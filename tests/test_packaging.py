@@ -362,6 +362,16 @@ def test_every_goal_takes_the_same_values(built: Copy, goal: str) -> None:
     assert wanted | {"--dry-run", "--adapters=published", "--results=results"} <= set(call)
 
 
+@pytest.mark.parametrize("value", ["/x", *HOSTILE])
+def test_generated_files_go_to_the_folder_that_was_named(built: Copy, value: str) -> None:
+    for target, options in (("tables", []), ("figures", ["--figures"])):
+        (call,) = built.new_calls(target, f"RESULTS={value}")
+        assert call == ["-m", "analysis.build", *options, f"--results={value}"]
+        (call,) = built.new_calls(target)
+        assert call == ["-m", "analysis.build", *options]
+    assert not (built.folder / "pwned").exists()
+
+
 @pytest.mark.parametrize("value", HOSTILE)
 def test_folders_reach_mirror_and_import_as_they_are(built: Copy, value: str) -> None:
     (call,) = built.new_calls("mirror", "SUITE=subset", f"DEST={value}", "MODEL=")
