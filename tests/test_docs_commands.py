@@ -21,7 +21,7 @@ from conftest import ROOT
 from docs_help import all_commands, blocks, check, of_python, script
 from test_cli import llm2vec
 
-from llm2vec import cli, console
+from llm2vec import cli, console, mirror
 
 REAL = "as written"
 DRY = "with DRY=1"
@@ -158,7 +158,8 @@ WAYS: dict[str, Way] = {
     "make reproduce-all MODEL=all PROFILE=slurm JOBS=20":
         dry("needs a Slurm cluster", "full.llama-3-8b.bi-mntp-simcse"),
     "make mirror SUITE=subset DEST=mirror MODEL=mistral-7b": dry(HUB, "LLM2VEC_DATA="),
-    "export LLM2VEC_DATA=mirror HF_HUB_OFFLINE=1": Way(NAMED, SHELL),
+    "export LLM2VEC_DATA=$PWD/mirror HF_HUB_CACHE=$PWD/mirror/hub HF_HUB_OFFLINE=1":
+        Way(NAMED, SHELL),
     "make import-results FROM=elsewhere/results DRY=1":
         Way(REAL, says="1 were here already"),
     f".venv/bin/python {SUBSET} --model smollm2-135m --variant bi --task STS17":
@@ -185,6 +186,13 @@ def test_every_command_has_its_way_and_a_reason_if_it_is_not_run() -> None:
     unexplained = {c for c, way in WAYS.items() if way.how not in (REAL, PAGE, MODEL)
                    and not way.why}  # fmt: skip
     assert unexplained == set()
+
+
+def test_the_variables_of_a_mirror_are_those_that_making_one_prints() -> None:
+    printed = " ".join(mirror._usage(Path("/there"), ("datasets", mirror.HUB)).split())
+    (shown,) = (c for c in WAYS if c.startswith("export LLM2VEC_DATA=$PWD"))
+    ours = shown.replace("$PWD/mirror", "/there").split()[1:]
+    assert set(ours) == {word for word in printed.split() if "=" in word}
 
 
 # --------------------------------------------------------------------------- in a copy
