@@ -14,11 +14,13 @@ DRY ?=
 DEST ?=
 FROM ?=
 UPGRADE ?=
+HOURS ?=
+GPUS ?=
 NUMBER ?= 5
 SEED ?=
 ONLY ?=
 USER_VALUES := PYTHON MODEL VARIANT POOLING SUITE RESULTS JOBS PROFILE ADAPTERS DRY DEST FROM UPGRADE \
-  NUMBER SEED ONLY
+  HOURS GPUS NUMBER SEED ONLY
 $(foreach name,$(USER_VALUES),$(eval override $(name) := $$(value $(name))))
 export $(USER_VALUES)
 
@@ -53,9 +55,11 @@ $(STAMP): requirements/lock.txt pyproject.toml VERSION
 
 # What is missing is run by one engine (experiments/grid.py): VARIANT= one variant, PROFILE=local, gpu,
 # slurm or a folder, JOBS= at a time, ADAPTERS=published for the authors', DRY=1 shows what would run.
+# On a cluster HOURS= is the longest walltime (24), GPUS= how many a large model's suite is spread over.
 GRID = $(RUN) experiments/grid.py
 CHOSEN = --model="$$MODEL" $${VARIANT:+--variant="$$VARIANT"} $${POOLING:+--pooling="$$POOLING"} \
-  $${ADAPTERS:+--adapters="$$ADAPTERS"} --profile="$$PROFILE" --jobs="$$JOBS" $${DRY:+--dry-run}
+  $${ADAPTERS:+--adapters="$$ADAPTERS"} --profile="$$PROFILE" --jobs="$$JOBS" \
+  $${HOURS:+--hours="$$HOURS"} $${GPUS:+--gpus="$$GPUS"} $${DRY:+--dry-run}
 
 reproduce: env ## the offline suite for every variant that ships, into build/
 	@$(GRID) offline --no-train $(CHOSEN) --results="$${RESULTS:-build/results}"

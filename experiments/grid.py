@@ -4,8 +4,7 @@
     python experiments/grid.py mteb --suite short6 --variant uni
     python experiments/grid.py all --model all --profile slurm --jobs 20
 
-Goals: offline, words, mteb (``--suite``, default subset), analyses, all. `make reproduce` and its
-relatives are this script. Killed, or with failures, the same command goes on.
+Goals: offline, words, mteb (``--suite``, default subset), analyses, all. Killed, it goes on.
 """
 
 import sys
@@ -52,22 +51,25 @@ def main(
     train: Annotated[bool, typer.Option(help="Train adapters that are not at hand.")] = True,
     profile: Annotated[str, typer.Option(help="local, gpu, slurm, or a folder.")] = "local",
     jobs: Annotated[int, typer.Option(help="Jobs at a time.")] = 1,
+    hours: Annotated[float | None, typer.Option(help="Longest walltime; default 24.")] = None,
+    gpus: Annotated[int, typer.Option(help="GPUs for a large model's suite.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run.")] = False,
     scratch: Annotated[Path | None, typer.Option(help="Folder of the engine's state.")] = None,
 ) -> None:
-    """Make the records that are missing."""
-    from llm2vec import engine, grid
+    """Make the records that are missing; `make reproduce` and its relatives are this."""
+    from llm2vec import costs, engine, grid, provenance
     from llm2vec.progress import plan_table
 
     chosen = grid.Selection(
         parts=grid.parts_of(goal, suite), models=tuple(model.split(",")), variant=variant,
-        pooling=pooling, adapters=adapters, results=results.absolute(), train=train,
+        pooling=pooling, adapters=adapters, results=results.absolute(), train=train, gpus=gpus,
     )  # fmt: skip
-    engine.find_profile(profile)
-    todo = grid.expand(chosen, gpu=profile != "local")
+    longest = costs.longest_of(engine.find_profile(profile), hours)
+    todo = grid.expand(chosen, gpu=profile != "local", longest=longest)
     if dry_run:
-        print(plan_table(todo))
-        return
+        return print(plan_table(todo) + costs.limits([job.resources for job in todo]))
+    if todo:
+        provenance.git_state()  # what is wrong with it is said here, not in each job's log
     fine = not todo or engine.run(todo, profile, jobs, scratch)
     report(results, suite if suite in TABLES else goal)
     if not fine:

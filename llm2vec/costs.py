@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from statistics import median
 
 from llm2vec import estimates
-from llm2vec.errors import RecordError
+from llm2vec.errors import RecordError, SettingError
 from llm2vec.registry import MNTP, MODELS, PROBE, VARIANTS, Model, SimCSE, Task, Variant
+from llm2vec.registry_grid import HOURS
 from llm2vec.results import Record, read_record
 
 CPU_FLOPS = 6e10  # where no record says: two busy cores
@@ -25,6 +27,7 @@ UNKNOWN_TASK = 5_000  # tokens, where neither a record nor the table knows the t
 ANALYSIS_TOKENS = 7_000  # the triples, or the paragraphs, once
 START, SCORING, PROBE_STEP = 40.0, 3.0, 0.006  # seconds: load a model, score a task, one step
 BIG = 1e9  # parameters from which a job asks for a GPU
+GRACE = 5  # minutes between our limit and the scheduler's
 CHECKPOINTING = 2e9  # parameters from which training recomputes activations
 
 
@@ -38,20 +41,69 @@ class Cost:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a scheduler is asked for. ``minutes``: the limit after which a job is stopped."""
+    """What a scheduler is asked for.
+
+    ``minutes``: what a job should never need, its limit at the first attempt. ``longest``: minutes
+    that the scheduler gives to any attempt, None where nothing limits them.
+    """
 
     gpus: int
     mem_mb: int
     minutes: int
+    longest: int | None = None
+
+    def limit(self, attempt: int) -> int:
+        """Minutes after which an attempt is stopped; a later one gets more, up to the longest."""
+        most = self.minutes * attempt
+        return most if self.longest is None else max(1, min(most, self.longest - GRACE))
+
+    def walltime(self, attempt: int) -> int:
+        """Minutes that the scheduler is asked for: enough to stop the attempt ourselves."""
+        return self.limit(attempt) + GRACE
 
 
-def resources_of(model: Model, cost: Cost, *, training: bool = False, tasks: int = 0) -> Resources:
-    """By the size of the model: twice its weights to train; large corpora need room as well."""
+def resources_of(
+    model: Model,
+    cost: Cost,
+    *,
+    training: bool = False,
+    tasks: int = 0,
+    gpus: int = 1,
+    longest: int | None = None,
+) -> Resources:
+    """By the size of the model: twice its weights to train; large corpora need room as well.
+
+    ``gpus``: of a model that asks for one, each with a copy of its weights on the way there.
+    """
     weights = model.parameters * (4 if model.dtype == "float32" else 2) / 2**20
-    mem = 2 * weights + 4000 if training else 1.3 * weights + 3000
+    mem = 2 * weights + 4000 if training else 1.3 * weights * gpus + 3000
     mem += 16_000 if tasks > 15 else 0
     limit = max(60, 6 * cost.seconds / 60)
-    return Resources(int(model.parameters >= BIG), int(round(mem, -2)), round(limit))
+    return Resources(
+        gpus if model.parameters >= BIG else 0, int(round(mem, -2)), round(limit), longest
+    )
+
+
+def longest_of(profile: Path, hours: float | None = None) -> int | None:
+    """Minutes that a profile's scheduler gives a job; None where the machine is the user's own.
+
+    ``hours``: None for the registry's. Raises :class:`SettingError` for less than one.
+    """
+    hours = HOURS if hours is None else hours
+    if not 1 <= hours < inf:
+        raise SettingError(f"{hours:g} hours for a job? It must be 1 or more.")
+    text = (profile / "config.yaml").read_text(encoding="utf-8")
+    return None if "executor: local" in text else round(60 * hours)
+
+
+def limits(asked: Sequence[Resources]) -> str:
+    """A line that says for how long a scheduler is asked; empty where none limits the jobs."""
+    times = [resources.walltime(1) for resources in asked]
+    longest = max((resources.longest or 0 for resources in asked), default=0)
+    if not longest:
+        return ""
+    least, most, ever = (f"{minutes / 60:.3g} h" for minutes in (min(times), max(times), longest))
+    return f"\nWalltime asked for: {least} to {most} a job, never above {ever} (HOURS=)."
 
 
 @dataclass

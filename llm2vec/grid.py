@@ -3,7 +3,8 @@
     python experiments/grid.py all --model smollm2-135m --dry-run
 
 A job is one command: a training stage, or all missing records of one (experiment, model, variant),
-since loading a 7B model for each of 56 tasks is waste. What is done is decided by the record, as
+since loading a 7B model for each of 56 tasks is waste; but task by task where a scheduler would not
+give the suite the time that it may need. What is done is decided by the record, as
 the experiments themselves decide: its hyperparameter and adapter hashes, never a file's time. With
 the adapter not at hand (a fresh clone of a 7B model's results) nothing contradicts a record, and it
 stands; where a record is missing, its adapters are trained first, and every record that depends on
@@ -13,12 +14,12 @@ a new adapter is measured again. Imports no torch: a dry run takes seconds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llm2vec import adapters as places
 from llm2vec import evaluation, layers, leakage, representations, word_evaluation
-from llm2vec.costs import Cost, Costs, resources_of
+from llm2vec.costs import BIG, Cost, Costs, resources_of
 from llm2vec.errors import AdapterError, SettingError, UnknownNameError
 from llm2vec.estimates import passes_of
 from llm2vec.jobs import Job
@@ -53,7 +54,8 @@ BASELINE = "minilm-l6"  # stands beside every offline suite
 class Selection:
     """What a user asks for. ``models``: names, or ``all``; ``train=False``: only what needs none.
 
-    Raises a :class:`~llm2vec.errors.LLM2VecError` for a name that the registry does not know.
+    ``gpus``: that a large model's suite is spread over. Raises a
+    :class:`~llm2vec.errors.LLM2VecError` for a name that the registry does not know.
     """
 
     parts: tuple[str, ...]
@@ -63,6 +65,7 @@ class Selection:
     adapters: str = "own"
     results: Path = field(default_factory=results_dir)
     train: bool = True
+    gpus: int = 1
 
     def __post_init__(self) -> None:
         for name in self.models:
@@ -74,6 +77,8 @@ class Selection:
             get_pooling(self.pooling)
         if self.adapters not in ADAPTER_SOURCES:
             raise UnknownNameError("source of adapters", self.adapters, ADAPTER_SOURCES)
+        if self.gpus < 1:
+            raise SettingError(f"{self.gpus} GPUs for a job? It must be 1 or more.")
         for part in self.parts:
             if part not in (WORDS, LEAKAGE, LAYERS):
                 get_suite(part)
@@ -94,16 +99,30 @@ def parts_of(goal: str, suite: str | None = None) -> tuple[str, ...]:
 # --------------------------------------------------------------------------- cells
 @dataclass(frozen=True)
 class Cell:
-    """One (part, model, variant) of the grid, before it is known what is missing."""
+    """One (part, model, variant) of the grid, before it is known what is missing.
+
+    ``task``: of a suite that is run task by task.
+    """
 
     part: str
     model: Model
     variant: Variant
     selection: Selection
+    task: str | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.part}.{self.model.name}.{self.variant.name}"
+        name = f"{self.part}.{self.model.name}.{self.variant.name}"
+        return f"{name}.{self.task}" if self.task else name
+
+    @property
+    def is_suite(self) -> bool:
+        return self.part not in (WORDS, LEAKAGE, LAYERS)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that the command can use, if the model needs any."""
+        return self.selection.gpus if self.is_suite and self.model.parameters >= BIG else 1
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -150,7 +169,7 @@ class Cell:
             pooling = pooling or shown[0]
         return evaluation.plan(
             self.model.name, self.variant.name, self.part, self.selection.results,
-            pooling=pooling, adapters=self.selection.adapters,
+            task=self.task, pooling=pooling, adapters=self.selection.adapters,
         )  # fmt: skip
 
     def _analysis(self) -> tuple[Path, bool]:
@@ -201,11 +220,13 @@ class Cell:
         if self.part != LAYERS:
             options += [f"--variant={self.variant.name}"]
             options += ["--adapters=published"] if self.selection.adapters == "published" else []
-        if self.part not in (WORDS, LEAKAGE, LAYERS):
+        if self.is_suite:
             suite = self._suite
             options += [f"--suite={self.part}"] if self.part != "full" else []
             options += [f"--pooling={suite.poolings[0]}"] if self._one_pooling(suite) else []
             options += ["--skip-missing-data"] if self.part != "offline" else []
+            options += [f"--task={self.task}"] if self.task else []
+            options += ["--device=cuda:all"] if self.gpus > 1 else []
         return (f"experiments/{script}.py", *options, f"--results={self.selection.results}")
 
     def _one_pooling(self, suite: evaluation.Run) -> bool:
@@ -220,9 +241,13 @@ class Cell:
         if self.part == LEAKAGE:
             return costs.analysis(self.model, leakage.TASK, passes_of(self.variant, 1))
         suite = self._suite
-        names = {path.stem.partition("@")[0] for path in missing}
+        names = {_task_of(path) for path in missing}
         tasks = [task for task in suite.tasks if task.name in names]
         return costs.tasks(self.model, self.variant, tasks, suite.poolings)
+
+
+def _task_of(record: Path) -> str:
+    return record.stem.partition("@")[0]
 
 
 def _at_hand(model: Model, stage: str) -> bool:
@@ -284,12 +309,13 @@ def _settings(model: Model, stage: str) -> object:
 
 
 # --------------------------------------------------------------------------- jobs
-def expand(selection: Selection, gpu: bool = False) -> list[Job]:
+def expand(selection: Selection, gpu: bool = False, longest: int | None = None) -> list[Job]:
     """Jobs that make what is missing, training stages before what needs them.
 
-    ``gpu``: estimate large models on a GPU. Raises :class:`~llm2vec.errors.RecordError` for a
-    damaged record, and :class:`~llm2vec.errors.AdapterError` where ``train=False`` and the variant
-    that was named has no adapter.
+    ``gpu``: estimate large models on a GPU. ``longest``: minutes that a scheduler gives a job.
+    Raises :class:`~llm2vec.errors.RecordError` for a damaged record, and
+    :class:`~llm2vec.errors.AdapterError` where ``train=False`` and the variant that was named has
+    no adapter.
     """
     costs = Costs(results_dir(), gpu)
     found = [(cell, *cell.records()) for cell in cells(selection)]
@@ -299,32 +325,54 @@ def expand(selection: Selection, gpu: bool = False) -> list[Job]:
                 places.adapter_folder(cell.model, cell.untrained[0])  # raises, naming the command
         found = [entry for entry in found if not entry[0].untrained]
     stages = {(c.model.name, s) for c, _, missing in found if missing for s in c.untrained}
-    jobs = [_training(MODELS[model], stage, costs, stages) for model, stage in sorted(stages)]
+    jobs = [
+        _training(MODELS[model], stage, costs, stages, longest) for model, stage in sorted(stages)
+    ]
     for cell, every, missing in found:
         to_train = [stage for stage in cell.untrained if (cell.model.name, stage) in stages]
         todo = every if to_train else missing  # a new adapter makes other records
-        if todo:
-            cost = cell.cost(costs, todo)
-            size = len(cell._suite.tasks) if cell.part in ("subset", "full") else 0
-            jobs.append(
-                Job(
-                    name=cell.name,
-                    command=cell.command(),
-                    products=tuple(todo),
-                    total=len(every),
-                    needs=tuple(_training_name(cell.model, stage) for stage in to_train),
-                    cost=cost,
-                    resources=resources_of(cell.model, cost, tasks=size),
-                )
-            )
+        needs = tuple(_training_name(cell.model, stage) for stage in to_train)
+        for piece, total, files in _pieces(cell, every, todo, costs, longest):
+            jobs.append(_measuring(piece, total, files, needs, costs, longest))
     return jobs
+
+
+def _pieces(
+    cell: Cell, every: Sequence[Path], todo: Sequence[Path], costs: Costs, longest: int | None
+) -> Iterator[tuple[Cell, int, tuple[Path, ...]]]:
+    """(cell, number of its records, those to make): one, or one a task of a suite too long."""
+    if not todo:
+        return
+    whole = longest is None or not cell.is_suite
+    if whole or resources_of(cell.model, cell.cost(costs, todo)).minutes <= longest:
+        yield cell, len(every), tuple(todo)
+        return
+    for task in dict.fromkeys(map(_task_of, todo)):
+        total = sum(_task_of(path) == task for path in every)
+        yield replace(cell, task=task), total, tuple(p for p in todo if _task_of(p) == task)
+
+
+def _measuring(
+    cell: Cell,
+    total: int,
+    todo: tuple[Path, ...],
+    needs: tuple[str, ...],
+    costs: Costs,
+    longest: int | None,
+) -> Job:
+    cost = cell.cost(costs, todo)
+    size = len(get_suite(cell.part)) if cell.part in ("subset", "full") else 0
+    resources = resources_of(cell.model, cost, tasks=size, gpus=cell.gpus, longest=longest)
+    return Job(cell.name, cell.command(), todo, total, cost, resources, needs)
 
 
 def _training_name(model: Model, stage: str) -> str:
     return f"train.{model.name}.{stage}"
 
 
-def _training(model: Model, stage: str, costs: Costs, stages: set[tuple[str, str]]) -> Job:
+def _training(
+    model: Model, stage: str, costs: Costs, stages: set[tuple[str, str]], longest: int | None
+) -> Job:
     settings = _settings(model, stage)
     if settings is None:
         raise SettingError(f"the registry has no settings to train {stage} of {model.name}.")
@@ -337,5 +385,5 @@ def _training(model: Model, stage: str, costs: Costs, stages: set[tuple[str, str
         total=1,
         needs=(_training_name(model, "mntp"),) if before else (),
         cost=cost,
-        resources=resources_of(model, cost, training=True),
+        resources=resources_of(model, cost, training=True, longest=longest),
     )

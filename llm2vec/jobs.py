@@ -176,7 +176,7 @@ def _run(folder: Path, plan: Plan, job: Job, attempt: int, lock: Lock) -> tuple[
             stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
         lock.note(process.pid)
-        minutes = job.resources.minutes * attempt
+        minutes = job.resources.limit(attempt)
         limit = time.monotonic() + 60 * minutes
         why = ""
         try:

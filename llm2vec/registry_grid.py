@@ -13,6 +13,9 @@ from types import MappingProxyType
 from llm2vec.registry import POOLINGS, VARIANTS, Model
 
 WORDS, LEAKAGE, LAYERS = "words", "leakage", "layers"
+# Walltime that a scheduler is asked for at most (--hours): few partitions give a job more than a
+# day. A job that is ended there goes on; a suite that would not fit is run task by task.
+HOURS = 24.0
 # Table 5, with the baselines of Table 1 beside it.
 _TABLE_5 = ("uni", "bi", "bi-mntp", "uni-simcse", "bi-simcse", "bi-mntp-simcse", "echo", "encoder")
 # Table 4; Tables 1 and 2; Figures 4 and 7, with Echo beside them; Figure 5. Other suites: Table 5.

@@ -356,9 +356,11 @@ def test_quick_runs_stay_away_from_the_evidence(built: Copy, suite: str, results
 @pytest.mark.parametrize("goal", ["words", "analyses", "all", "mteb-full"])
 def test_every_goal_takes_the_same_values(built: Copy, goal: str) -> None:
     values = ("MODEL=minilm-l6", "VARIANT=encoder", "PROFILE=slurm", "JOBS=20", "DRY=1")
+    values += ("HOURS=12", "GPUS=4")
     (call,) = built.new_calls(f"reproduce-{goal}", *values, "ADAPTERS=published")
     assert call[:2] == ["experiments/grid.py", "mteb" if goal == "mteb-full" else goal]
     wanted = {"--model=minilm-l6", "--variant=encoder", "--profile=slurm", "--jobs=20"}
+    wanted |= {"--hours=12", "--gpus=4"}
     assert wanted | {"--dry-run", "--adapters=published", "--results=results"} <= set(call)
 
 
