@@ -24,18 +24,22 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm2vec.costs import Cost, Resources
 from llm2vec.errors import LLM2VecError, SettingError
-from llm2vec.locks import Lock, alive, hold
+from llm2vec.locks import Busy, Lock, alive, hold
 from llm2vec.paths import ROOT
 from llm2vec.results import write_atomic
 
 MISTAKE = 2  # exit code of a mistake that the same command would only repeat
 SECONDS_TO_DIE = 20.0
 ATTEMPT = "--- started "  # what a log says where an attempt begins
+# Seconds that a job waits for the same job of an earlier run, with a GPU in hand: long enough for
+# one that is about to end. Slurm's jobs outlive the command that asked for them by days.
+WAIT = 300.0
 _POLL = 1.0
 
 
@@ -142,7 +146,8 @@ def log_of(folder: Path, name: str) -> Path:
 def run_job(folder: Path, name: str) -> None:
     """Run one job of a plan to its end; the engine calls this, on whatever machine.
 
-    Raises :class:`JobError` for a command that fails, passes its limit, or is stopped with the run.
+    Raises :class:`JobError` for a command that fails, passes its limit, or is stopped with the run,
+    and where the same job of an earlier run does not end.
     """
     plan = read_plan(folder)
     job = plan.jobs[name]
@@ -150,16 +155,31 @@ def run_job(folder: Path, name: str) -> None:
     attempt = last.get("attempt", 0) + 1
     if last.get("code") == MISTAKE:
         raise JobError(f"{name}: not tried again, the same mistake would come back")
-    # A job of an engine that was killed may still be at it for a moment.
-    with hold(folder.parent / "locks" / name, wait=True) as lock:
-        began = time.time()
-        state = {"attempt": attempt, "began": began, "host": socket.gethostname()}
-        write_state(folder, name, status="running", **state)
-        code, why = _run(folder, plan, job, attempt, lock)
-        state |= {"ended": time.time(), "code": code, "why": why}
-        write_state(folder, name, status="failed" if code else "done", **state)
+    state = {"attempt": attempt, "began": time.time(), "host": socket.gethostname()}
+    try:
+        told = partial(_wait_for, folder, name, state)
+        with hold(folder.parent / "locks" / name, wait=WAIT, told=told) as lock:
+            state |= {"began": time.time()}
+            write_state(folder, name, status="running", **state)
+            code, why = _run(folder, plan, job, attempt, lock)
+            state |= {"ended": time.time(), "code": code, "why": why}
+            write_state(folder, name, status="failed" if code else "done", **state)
+    except Busy as error:
+        code, why = 1, f"{error}, started by an earlier run: wait for it or end it"
+        write_state(folder, name, status="failed", **state, ended=time.time(), code=code, why=why)
     if code:
         raise JobError(f"{name}: {why}; see {log_of(folder, name)}")
+
+
+def _wait_for(folder: Path, name: str, state: Mapping[str, Any], holder: str) -> None:
+    """Say whom a job waits for: in its state, its log, and to whoever runs it."""
+    why = f"waiting for {holder}, an earlier run's, to end"
+    write_state(folder, name, status="waiting", **state, why=why)
+    log = log_of(folder, name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as out:
+        out.write(f"{why}\n")
+    print(f"{name}: {why}", file=sys.stderr, flush=True)
 
 
 def _run(folder: Path, plan: Plan, job: Job, attempt: int, lock: Lock) -> tuple[int, str]:

@@ -7,12 +7,13 @@ well; whoever finds the owner dead tells the children, whose ids stand in the fi
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -20,6 +21,8 @@ from typing import TextIO
 from llm2vec.errors import SettingError
 
 PATIENCE = 90.0  # seconds that children of a dead owner get to end
+# What a file system says that has no locks: an old NFS, some of FUSE, Lustre mounted without them.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 _POLL = 0.5
 
 
@@ -42,20 +45,30 @@ class Lock:
 
 
 @contextmanager
-def hold(path: Path, *, wait: bool = False) -> Iterator[Lock]:
-    """Hold the lock of a file; :class:`Busy` where a living process does, unless ``wait``."""
+def hold(
+    path: Path, *, wait: float = 0, told: Callable[[str], None] = lambda holder: None
+) -> Iterator[Lock]:
+    """Hold the lock of a file; :class:`Busy` where a living process does for ``wait`` seconds.
+
+    ``told`` hears once whom it is waiting for. Raises :class:`SettingError` for a folder that
+    cannot be written to or whose file system has no locks.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise SettingError(f"cannot write to {path.parent}: {error.strerror}.") from error
     with os.fdopen(descriptor, "r+", encoding="utf-8") as file:
-        deadline = time.monotonic() + PATIENCE
-        while not _locked(file):
+        began, waiting = time.monotonic(), False
+        while not _locked(file, path.parent):
             host, owner, *children = _owners(path)
+            holder = f"process {owner} on {host or 'an unknown machine'}"
             gone = host == socket.gethostname() and not alive(owner)
-            if not wait and (not gone or time.monotonic() > deadline):
-                raise Busy(f"process {owner} on {host or 'an unknown machine'} is at work here")
+            if time.monotonic() - began >= (max(wait, PATIENCE) if gone else wait):
+                raise Busy(f"{holder} is at work here")
+            if not gone and not waiting:
+                told(holder)
+                waiting = True
             for pid in children if gone else ():
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGTERM)
@@ -65,11 +78,19 @@ def hold(path: Path, *, wait: bool = False) -> Iterator[Lock]:
         yield lock
 
 
-def _locked(file: TextIO) -> bool:
+def _locked(file: TextIO, folder: Path) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise SettingError(
+            f"the file system of {folder} has no locks ({error.strerror}): put the engine's "
+            "state on a disk that has them, --scratch=FOLDER of experiments/grid.py; on a local "
+            "disk, unless jobs run on other machines"
+        ) from error
     return True
 
 

@@ -4,7 +4,9 @@ No job here loads a model: commands are tiny scripts. The engine itself is tried
 test_grid_engine.py.
 """
 
+import errno
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -100,6 +102,31 @@ def test_a_job_ends_with_its_run(start: Callable[..., Path], tmp_path: Path) -> 
     (folder / "stop").touch()
     with pytest.raises(JobError, match="stopped with the run"):
         run_job(folder, "s")
+
+
+def test_a_job_that_an_earlier_run_is_at_waits_says_so_and_gives_up(
+    start: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Jobs of a cluster outlive the command that asked for them; a GPU does not wait for ever."""
+    monkeypatch.setattr(jobs, "WAIT", 1.2)
+    folder = start(job(tmp_path, "a", WRITE, "x.json"))
+    states, real = [], jobs.write_state
+    monkeypatch.setattr(
+        jobs, "write_state", lambda *a, **values: (states.append(values), real(*a, **values))
+    )
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    with locks.hold(folder.parent / "locks" / "a"), pytest.raises(JobError, match=holder):
+        run_job(folder, "a")
+    assert [state["status"] for state in states] == ["waiting", "failed"]
+    assert states[0]["why"] == f"waiting for {holder}, an earlier run's, to end"
+    assert states[1]["code"] not in (0, jobs.MISTAKE), "the engine tries it again"
+    assert states[0]["why"] in log_of(folder, "a").read_text()
+    assert capsys.readouterr().err.count(states[0]["why"]) == 1
+    run_job(folder, "a")
+    assert (tmp_path / "x.json").exists() and read_state(folder, "a")["attempt"] == 2
 
 
 def test_plans_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -227,6 +254,19 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingError, match="cannot write to"):
         locks.hold(tmp_path / "file" / "lock").__enter__()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    with pytest.raises(SettingError, match=r"has no locks .*--scratch=") as caught:
+        locks.hold(tmp_path / "lock").__enter__()
+    assert str(tmp_path) in str(caught.value) and not isinstance(caught.value, locks.Busy)
 
 
 def test_a_stale_digest_is_not_a_finished_product(tmp_path: Path) -> None:
