@@ -4,9 +4,11 @@
     python -m llm2vec.transfer --source /media/cluster/results --dry-run
 
 Every record below ``FROM/raw`` is validated, with the arrays that lie beside it, before anything
-is written. One that is here already must be equal in every field; otherwise nothing is imported:
-which of two measurements counts is for a person to decide. New files are copied to a folder beside
-the records and then linked into place one by one; if that fails half-way, it is undone.
+is written. One that was measured here as well, in the same way and with a score that a rerun may
+have, is kept as it is here, and that is said: every grid measures its baseline. Another one that is
+different means that nothing is imported: which of the two counts is for a person to decide. New
+files are copied to a folder beside the records and then linked into place one by one; if that fails
+half-way, it is undone.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import typer
 from llm2vec.errors import RecordError, SettingError, UnknownNameError
 from llm2vec.paths import results_dir
 from llm2vec.registry import EXPERIMENTS, MODELS, POOLINGS, VARIANTS
+from llm2vec.registry_verdicts import RERUN_TOLERANCE, rerun_tolerance
 from llm2vec.results import NONE, Record, read_record
 
 ARRAYS = (".npz", ".parquet")  # what may lie beside a record, under its name
@@ -49,6 +52,7 @@ class Plan:
 
     new: tuple[Arrival, ...]
     equal: tuple[Arrival, ...]
+    again: tuple[Arrival, ...] = ()  # the same measurement made there: the one here stays
 
 
 # --------------------------------------------------------------------------- looking
@@ -68,7 +72,9 @@ def look(source: Path, results: Path) -> Plan:
     if not arrivals:
         raise SettingError(f"{source / 'raw'} holds no record")
     here = [arrival for arrival in arrivals if arrival.target.exists()]
-    others = [a for a in here if not _equal(a)]
+    equal = [a for a in here if _equal(a)]
+    again = [a for a in here if a not in equal and _agrees(a)]
+    others = [a for a in here if a not in equal and a not in again]
     if others:
         first = others[0]
         raise RecordError(
@@ -76,7 +82,7 @@ def look(source: Path, results: Path) -> Plan:
             f"is imported; the first: {first.target} ({read_record(first.target).score:.4f} here, "
             f"{first.record.score:.4f} there). Keep one of each: delete the other and try again."
         )
-    return Plan(tuple(a for a in arrivals if a not in here), tuple(here))
+    return Plan(tuple(a for a in arrivals if a not in here), tuple(equal), tuple(again))
 
 
 def _arrivals(source: Path, results: Path) -> Iterator[Arrival]:
@@ -135,6 +141,23 @@ def _equal(arrival: Arrival) -> bool:
     )
 
 
+def _agrees(arrival: Arrival) -> bool:
+    """Whether the record here is the same measurement, made on another occasion.
+
+    Arrays are not compared: they are rounded as the scores are, and each belongs to its record.
+    """
+    here, there = read_record(arrival.target), arrival.record
+    how = ("hyperparameters", "adapters", "metric", "split", "n")
+    if any(getattr(here, name) != getattr(there, name) for name in how):
+        return False
+    if here.provenance == there.provenance:  # one measurement cannot have two outcomes
+        return False
+    dtype = str(there.provenance["dtype"])
+    if dtype != here.provenance["dtype"] or dtype not in RERUN_TOLERANCE:
+        return False
+    return abs(here.score - there.score) <= rerun_tolerance(dtype, there.metric, there.n)
+
+
 # --------------------------------------------------------------------------- bringing
 def bring(plan: Plan, results: Path) -> None:
     """Copy what is new into place: all of it or nothing.
@@ -185,7 +208,7 @@ def main(
     results: Annotated[Path | None, typer.Option(help="Results folder here.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Only say what would come.")] = False,
 ) -> None:
-    """Import validated records; equal ones are passed over, different ones refused."""
+    """Import validated records; those that are here stay, different ones are refused."""
     if not source.strip():
         raise SettingError("FROM is empty: name the other results folder, FROM=/media/results")
     target = results or results_dir()
@@ -197,6 +220,11 @@ def main(
     done = "would be imported" if dry_run else "imported"
     dirty = sum(bool(a.record.provenance["dirty"]) for a in plan.new)
     print(f"{len(plan.new)} records {done}, {len(plan.equal)} were here already, into {target}")
+    if plan.again:
+        first = plan.again[0].target.relative_to(target)
+        print(
+            f"{len(plan.again)} measured here as well, with scores that agree, stay: {first}, ..."
+        )
     if dirty:
         print(f"{dirty} of them were measured with changes that no commit holds")
     if plan.new and not dry_run:

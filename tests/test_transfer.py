@@ -14,6 +14,8 @@ from llm2vec.errors import RecordError, SettingError
 from llm2vec.results import Record, iter_records, write_record
 from llm2vec.transfer import bring, look, main
 
+ELSEWHERE = PROVENANCE | {"started": "2026-05-06T07:08:09+00:00", "processor": "another"}
+
 
 def a_record(task: str = "STSBenchmark", score: float = 0.5, **changes: Any) -> Record:
     return make_record("mteb_subset", "smollm2-135m", "uni", "mean", task, score, **changes)
@@ -67,6 +69,23 @@ def test_equal_records_stay_and_new_ones_come(there: Path, here: Path) -> None:
     assert len(list(iter_records(here))) == 4
 
 
+@pytest.mark.parametrize("score", [0.5, 0.5015])
+def test_a_measurement_made_on_both_machines_stays_as_it_is_here(
+    there: Path, here: Path, capsys: pytest.CaptureFixture[str], score: float
+) -> None:
+    """The baseline of a grid is measured everywhere: other seconds, another machine."""
+    cost = {"seconds": 9.0, "tokens": 1000}
+    own = write_record(a_record("SICK-R", score, provenance=ELSEWHERE, cost=cost), here)
+    before = own.read_bytes()
+    main(str(there), here)
+    assert own.read_bytes() == before
+    assert len(list(iter_records(here))) == 3
+    out = capsys.readouterr().out
+    assert "2 records imported, 0 were here already" in out
+    (line,) = (line for line in out.splitlines() if "SICK-R" in line)
+    assert line.startswith("1 measured here as well, with scores that agree, stay; the first: raw/")
+
+
 def test_a_dry_run_writes_nothing(
     there: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,8 +105,15 @@ def test_uncommitted_changes_are_counted(
 # --------------------------------------------------------------------------- refusing
 @pytest.mark.parametrize(
     "changes",
-    [{"score": 0.6}, {"adapters": ("a" * 64,)}, {"cost": {"seconds": 1.0, "tokens": 2}}],
-    ids=["score", "adapter", "cost"],
+    [
+        {"score": 0.6, "provenance": ELSEWHERE},
+        {"adapters": ("a" * 64,), "provenance": ELSEWHERE},
+        {"hyperparameters": {"max_length": 300}, "provenance": ELSEWHERE},
+        {"n": 99, "provenance": ELSEWHERE},
+        {"provenance": ELSEWHERE | {"dtype": "bfloat16"}},
+        {"cost": {"seconds": 1.0, "tokens": 2}},
+    ],
+    ids=["score", "adapter", "hyperparameters", "n", "dtype", "an edited field"],
 )
 def test_a_different_record_stops_all(there: Path, here: Path, changes: dict[str, Any]) -> None:
     write_record(a_record("SICK-R", **changes), here)
