@@ -6,6 +6,7 @@
         experiments/01_train_mntp.py --model llama-3-8b
 
 Hyperparameters are the registry's; an option changes one, and the adapter's provenance says so.
+A model of the paper trains on Wikitext-103 or, where that cannot be had, not at all (--stand-in).
 Writes ``$LLM2VEC_CHECKPOINTS/{model}/mntp/``; killed, the same command goes on.
 """
 
@@ -34,6 +35,9 @@ def main(
     data: Annotated[
         Path | None, typer.Option(help="Own text: UTF-8, one per line.", exists=True)
     ] = None,
+    stand_in: Annotated[
+        bool, typer.Option("--stand-in", help="Take other text where the paper's cannot be had.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Folder of adapter and run.")] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
     device: Annotated[str | None, typer.Option(help="cuda or cpu; default: what is there.")] = None,
@@ -62,7 +66,7 @@ def main(
         checkpointing=checkpointing, compile=compile,
     )  # fmt: skip
     folder = output or checkpoints_dir() / model / stage
-    print(train_mntp(spec, settings, registry, folder, options, data, stage))
+    print(train_mntp(spec, settings, registry, folder, options, data, stage, stand_in=stand_in))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@
     torchrun --nproc-per-node 8 experiments/02_train_simcse.py --model mistral-7b
 
 ``bi-mntp-simcse`` starts from the model's own MNTP adapter (train that first). Hyperparameters
-are the registry's; an option changes one, and the adapter's provenance says so. Writes
-``$LLM2VEC_CHECKPOINTS/{model}/{mntp-simcse, uni-simcse or bi-simcse}/``; killed, the same command
-goes on.
+are the registry's; an option changes one, and the adapter's provenance says so. A model of the
+paper trains on the sentences of Gao et al. or, where those cannot be had, not at all
+(--stand-in). Writes ``$LLM2VEC_CHECKPOINTS/{model}/{mntp-simcse, uni-simcse or bi-simcse}/``;
+killed, the same command goes on.
 """
 
 from pathlib import Path
@@ -38,6 +39,9 @@ def main(
     data: Annotated[
         Path | None, typer.Option(help="Own sentences: UTF-8, one per line.", exists=True)
     ] = None,
+    stand_in: Annotated[
+        bool, typer.Option("--stand-in", help="Take other text where the paper's cannot be had.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Folder of adapter and run.")] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
     device: Annotated[str | None, typer.Option(help="cuda or cpu; default: what is there.")] = None,
@@ -66,7 +70,9 @@ def main(
         checkpointing=checkpointing, compile=compile,
     )  # fmt: skip
     folder = output or checkpoints_dir() / model / str(kind.adapter)
-    print(train_simcse(spec, kind, settings, spec.simcse, folder, options, data))
+    print(train_simcse(
+        spec, kind, settings, spec.simcse, folder, options, data, stand_in=stand_in
+    ))  # fmt: skip
 
 
 if __name__ == "__main__":

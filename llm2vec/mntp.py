@@ -23,7 +23,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llm2vec import corpora
+from llm2vec import corpora, training_text
 from llm2vec.architectures import fitted
 from llm2vec.attention import set_attention
 from llm2vec.errors import DataError, LLM2VecError, SettingError
@@ -241,15 +241,18 @@ def train_mntp(
     text: Path | None = None,
     stage_name: str = "mntp",
     accuracy: bool = True,
+    stand_in: bool = False,
 ) -> Path:
     """Train MNTP and write the adapter into ``output``; returns that folder.
 
     A finished run is left alone, an unfinished one goes on. ``accuracy``: measure masked-token
-    accuracy before and after, for the adapter's provenance. Raises
-    :class:`~llm2vec.errors.LLM2VecError` before the first step when something cannot work.
+    accuracy before and after, for the adapter's provenance. ``stand_in``: let a model of the paper
+    train on other text than the paper's. Raises :class:`~llm2vec.errors.LLM2VecError` before the
+    first step when something cannot work.
     """
     settings, registry = (fitted(s, model.architecture) for s in (settings, registry))
-    texts, sources = corpora.training_texts(text)  # cheaper than a model: mistakes show first
+    # cheaper than a model: mistakes show first
+    texts, sources = training_text.for_mntp(model, text, stand_in)
     stage, tokenizer = build(model, settings, options)
     blocks = make_blocks(texts, tokenizer, settings.block_size, needed=settings.batch_size)
     identity = run_settings(

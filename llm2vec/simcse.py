@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from llm2vec import corpora, gradcache
+from llm2vec import gradcache, training_text
 from llm2vec.adapters import adapter_folder, adapter_hash, check_origin
 from llm2vec.architectures import fitted
 from llm2vec.attention import set_attention
@@ -246,12 +246,14 @@ def train_simcse(
     options: Options,
     text: Path | None = None,
     mntp: Path | None = None,
+    stand_in: bool = False,
 ) -> Path:
     """Train SimCSE for a variant and write the adapter into ``output``; returns that folder.
 
-    ``mntp``: folder of the MNTP adapter to start from; default the model's own. A finished run is
-    left alone, an unfinished one goes on. Raises :class:`~llm2vec.errors.LLM2VecError` before the
-    first step when something cannot work.
+    ``mntp``: folder of the MNTP adapter to start from; default the model's own. ``stand_in``: let
+    a model of the paper train on other text than the paper's. A finished run is left alone, an
+    unfinished one goes on. Raises :class:`~llm2vec.errors.LLM2VecError` before the first step when
+    something cannot work.
     """
     if "simcse" not in variant.stages:
         raise SettingError(
@@ -259,7 +261,7 @@ def train_simcse(
             "bi-mntp-simcse."
         )
     settings, registry = (fitted(s, model.architecture) for s in (settings, registry))
-    sentences, sources = corpora.training_sentences(text)  # cheaper than a model
+    sentences, sources = training_text.for_simcse(model, text, stand_in)  # cheaper than a model
     stage, tokenizer, merged = build(model, variant, settings, options, mntp)
     tokens = tokenize_sentences(sentences, tokenizer, settings)
     identity = run_settings(
