@@ -4,13 +4,15 @@ Used by experiments/04_mteb_subset.py and 05_mteb_full.py (paper 3.2, Tables 1 a
 is loaded at most once, and only if a record is missing: done means a valid record whose
 hyperparameter and adapter hashes, and whose data, are those of a run made now. Each record is
 written as soon as its task is scored; an interrupted run loses at most the part of it in hand,
-unless the code or the device has changed: then the task is encoded anew.
+unless the code or the device has changed: then the task is encoded anew. A task that fails costs
+no other task: it is named at once and again at the end.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm2vec.adapters import adapter_hashes
 from llm2vec.code_digest import code_digest
-from llm2vec.errors import DataError, SettingError, UnknownNameError
+from llm2vec.errors import DataError, LLM2VecError, SettingError, UnknownNameError
 from llm2vec.parallel import ParallelEncoder, split_devices
 from llm2vec.paths import cache_dir
 from llm2vec.provenance import Provenance, capture_provenance, git_state
@@ -71,6 +73,25 @@ class Run:
 def experiment_of(suite: str) -> str:
     """Experiment whose folder a suite's records go to."""
     return {"offline": "offline_suite", "full": "mteb_full"}.get(suite, "mteb_subset")
+
+
+class TasksError(LLM2VecError):
+    """Tasks that failed while the others of the run were measured."""
+
+    exit_code = 1  # the same command may well succeed
+
+    def __init__(self, failed: Mapping[str, Exception]) -> None:
+        self.tasks = tuple(failed)
+        reasons = "; ".join(f"{task} ({_reason(error)})" for task, error in failed.items())
+        super().__init__(
+            f"failed: {reasons}. What is measured is kept; the same command goes on with the rest."
+        )
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, LLM2VecError) else f"{type(error).__name__}: {text}"
 
 
 def plan(
@@ -161,7 +182,9 @@ def execute(run: Run, *, device: str | None = None, skip_missing_data: bool = Fa
     """Measure what is missing and write the records; returns how many were written.
 
     ``device``: one, or several with commas (``cuda:all``: every GPU). ``skip_missing_data``: a
-    task whose data cannot be had is named and left out instead of ending the run.
+    task whose data cannot be had is named and left out instead of ending the run. Raises
+    :class:`TasksError` after the last task when some failed; a mistake of the user's, which the
+    next task would meet as well, ends the run at once.
     """
     git_state(), code_digest()  # of the code that runs now, whatever is edited during a long run
     todo = missing(run)
@@ -170,7 +193,10 @@ def execute(run: Run, *, device: str | None = None, skip_missing_data: bool = Fa
         _say(f"{title}: all {len(run.tasks)} tasks done before")
         return 0
     _say(f"{title}: {len(todo)} of {len(run.tasks)} tasks to measure")
+    from llm2vec.vectors import VectorStoreError  # torch loads slowly: only now
+
     written = 0
+    failed: dict[str, Exception] = {}
     with _encoder(run, device) as encoder:
         for task, poolings in todo:
             try:
@@ -179,6 +205,14 @@ def execute(run: Run, *, device: str | None = None, skip_missing_data: bool = Fa
                 if not skip_missing_data:
                     raise
                 _say(f"  {task.name}: left out, {error}")
+            except Exception as error:
+                if isinstance(error, LLM2VecError) and not isinstance(error, VectorStoreError):
+                    raise
+                traceback.clear_frames(error.__traceback__)  # they hold the task's vectors
+                failed[task.name] = error
+                _say(f"  {task.name}: failed, {_reason(error)}")
+    if failed:
+        raise TasksError(failed) from ExceptionGroup("tasks that failed", list(failed.values()))
     return written
 
 
