@@ -23,7 +23,7 @@ NOT_THE_PAPERS = ("stand-in", "substitute", "partial")  # within a status
 def for_mntp(model: Model, file: Path | None = None, stand_in: bool = False) -> Corpus:
     """Documents for MNTP; :class:`DataError` where a model of the paper would get others."""
     texts, sources = corpora.training_texts(file)
-    if file is None and not stand_in:
+    if not stand_in:
         _refuse_others(model, sources, f"Wikitext-103's train split ({WIKITEXT})")
     return texts, sources
 
@@ -31,7 +31,7 @@ def for_mntp(model: Model, file: Path | None = None, stand_in: bool = False) -> 
 def for_simcse(model: Model, file: Path | None = None, stand_in: bool = False) -> Corpus:
     """Sentences for SimCSE; :class:`DataError` where a model of the paper would get others."""
     sentences, sources = corpora.training_sentences(file)
-    if file is None and not stand_in:
+    if not stand_in:
         _refuse_others(model, sources, f"the Wikipedia sentences of Gao et al. ({SENTENCES})")
     return sentences, sources
 
@@ -44,7 +44,7 @@ def is_the_papers(source: Source) -> bool:
 
 
 def _refuse_others(model: Model, sources: list[Source], wanted: str) -> None:
-    others = [source for source in sources if not is_the_papers(source)]
+    others = [s for s in sources if s.source != "file" and not is_the_papers(s)]
     if model.in_paper and others:
         found = ", ".join(f"{source.id} ({source.status})" for source in others)
         raise DataError(
