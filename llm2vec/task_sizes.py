@@ -5,7 +5,8 @@
 Both files are committed, so that planning (:mod:`llm2vec.doctor`, :mod:`llm2vec.mirror`) needs
 neither mteb nor torch. ``texts`` are those that are encoded, each once; ``characters`` their sum;
 ``instructed`` of them carry the instruction. mteb's classification draws 8 training texts a label
-ten times: the expected number of different ones is counted.
+ten times: the expected number of different ones is counted. ``rows`` are the vectors that scoring
+holds in memory together, ``candidates`` the (query, document) pairs that reranking ranks.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from llm2vec.results import write_atomic
 
 SIZES, PARTS = RESOURCES / "task_sizes.csv", RESOURCES / "mteb_parts.csv"
 PER_LABEL, DRAWS = 8, 10  # mteb's AbsTaskClassification
+MANY_ROWS, CORPUS_CHUNK = 1 << 20, 10_000  # llm2vec.vectors and llm2vec.mteb_tasks
+COLUMNS = ("task", "texts", "characters", "instructed", "rows", "candidates")
 
 
 def _unique(statistics: dict[str, Any]) -> tuple[int, int]:
@@ -63,17 +66,50 @@ def size_of(task: Any) -> tuple[int, int, int]:
     return documents[0] + instructed, characters, instructed
 
 
+def held_by(task: Any) -> tuple[int, int]:
+    """(rows, candidates) of an mteb task; see above. The parts of an aggregate come one by one.
+
+    Retrieval compares its queries with a chunk of the passages, reranking has all its documents,
+    and each of the few texts of very many queries once. Pairs come in two rows. The sets of a
+    clustering are held one by one, but nothing tells how large they are: its texts are an upper
+    bound, as are those of the rest.
+    """
+    if hasattr(task, "tasks"):
+        rows, candidates = zip(*map(held_by, task.tasks), strict=True)
+        return max(rows), max(candidates)
+    kind, (split,), (subset,) = task.metadata.type, task.eval_splits, task.hf_subsets
+    found = task.metadata.descriptive_stats[split]
+    found = found.get("hf_subset_descriptive_stats", {}).get(subset, found)
+    if kind in ("STS", "PairClassification"):
+        return 2 * found["num_samples"], 0
+    if kind not in ("Retrieval", "Reranking"):
+        return size_of(task)[0], 0
+    queries, documents = (
+        _rows(found[f"{name}_text_statistics"]) for name in ("queries", "documents")
+    )
+    if queries >= MANY_ROWS:
+        queries = found["queries_text_statistics"]["unique_texts"]
+    if kind == "Retrieval":
+        return queries + min(documents, CORPUS_CHUNK), 0
+    return queries + documents, found["top_ranked_statistics"]["num_top_ranked"]
+
+
+def _rows(statistics: dict[str, Any]) -> int:
+    """Number of texts of a column, repeated ones too."""
+    return round(statistics["total_text_length"] / statistics["average_text_length"])
+
+
 def tables() -> tuple[str, str]:
     """Text of ``task_sizes.csv`` and of ``mteb_parts.csv``."""
     import mteb
 
-    sizes: list[tuple[object, ...]] = [("task", "texts", "characters", "instructed")]
+    sizes: list[tuple[object, ...]] = [COLUMNS]
     parts: list[tuple[object, ...]] = [("task", "part", "dataset", "revision")]
     for name in SUITES["full"]:
         task = mteb.get_task(name, eval_splits=[TASKS[name].split])
         if TASKS[name].subset != "default":
             task.hf_subsets = [TASKS[name].subset]
-        sizes.append((name, *size_of(task)))
+        sizes.append((name, *size_of(task), *held_by(task)))
         for part in getattr(task, "tasks", ()):
             data = part.metadata.dataset
             parts.append((name, part.metadata.name, data["path"], data["revision"]))

@@ -8,7 +8,7 @@ import pytest
 from synthetic_records import make_record
 
 from llm2vec import estimates
-from llm2vec.registry import MODELS, POOLINGS, SUITES, VARIANTS, get_task
+from llm2vec.registry import MODELS, POOLINGS, SUITES, VARIANTS, Model, get_task
 
 SMALL, MISTRAL = MODELS["smollm2-135m"], MODELS["mistral-7b"]
 
@@ -148,6 +148,29 @@ def test_memory_follows_the_weights() -> None:
     assert estimates.host_bytes(SMALL, "float32", tasks) > 5e9  # nine million passages
     # 8.8 million vectors of 4,096 floats
     assert estimates.vectors_bytes(MISTRAL, ("mean",), tasks) == pytest.approx(145e9, rel=0.01)
+
+
+def test_memory_of_the_host_counts_what_scoring_holds() -> None:
+    """Vectors and mteb's copy of them, and 97 million candidates of the reranking of news."""
+
+    def scoring(name: str, model: Model = MISTRAL) -> float:
+        found = [estimates.host_bytes(model, "bfloat16", tasks) for tasks in ((), [get_task(name)])]
+        return found[1] - found[0]
+
+    assert scoring("ArxivClusteringP2P") > 2 * 628_409 * 4096 * 4
+    assert scoring("ArxivClusteringP2P", SMALL) < scoring("ArxivClusteringP2P") / 4
+    assert 35e9 < scoring("MindSmallReranking") < 45e9
+    assert 35e9 < scoring("MindSmallReranking", SMALL) < 45e9
+    assert scoring("STSBenchmark") < 0.1e9
+    assert estimates.held_in_memory()["MindSmallReranking"] == (5_277 + 37_162, 97_008_807)
+    assert estimates.held_in_memory()["MSMARCO"] == (6_980 + 10_000, 0)
+
+
+def test_what_scoring_holds_is_what_is_asked_for() -> None:
+    from llm2vec import mteb_tasks, task_sizes, vectors
+
+    assert task_sizes.MANY_ROWS == vectors.MANY_ROWS
+    assert task_sizes.CORPUS_CHUNK == mteb_tasks.CORPUS_CHUNK
 
 
 def test_the_batch_is_that_of_the_encoder() -> None:
