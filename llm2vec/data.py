@@ -18,6 +18,7 @@ import pandas as pd
 
 from llm2vec import paths
 from llm2vec.errors import DataError
+from llm2vec.hub import asked_revision_only, reason
 from llm2vec.registry import UNPINNED
 from llm2vec.registry_datasets import HUB_REVISIONS, MIRROR_NAMES
 from llm2vec.results import sha256_file
@@ -151,7 +152,7 @@ def hub_revision(dataset_id: str) -> str:
         named = None if revision == UNPINNED else revision
         return HfApi().dataset_info(dataset_id, revision=named, timeout=30).sha or revision
     except Exception:
-        return revision  # what is in the cache can still be read
+        return revision  # whoever loads it is told why the hub does not answer
 
 
 def _from_hub(dataset_id: str, split: str, subset: str) -> tuple[pd.DataFrame, Source]:
@@ -159,17 +160,17 @@ def _from_hub(dataset_id: str, split: str, subset: str) -> tuple[pd.DataFrame, S
     try:
         from datasets import load_dataset
 
-        loaded = load_dataset(
-            dataset_id,
-            None if subset == "default" else subset,
-            split=split,
-            revision=None if revision == UNPINNED else revision,
-        )
+        with asked_revision_only():
+            loaded = load_dataset(
+                dataset_id,
+                None if subset == "default" else subset,
+                split=split,
+                revision=None if revision == UNPINNED else revision,
+            )
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise DataError(
             f"the dataset {dataset_id} ({subset}, {split}) is neither in a local mirror nor to be "
-            f"had from the hub ({reason}). Set LLM2VEC_DATA to a mirror that has it, or run where "
-            "the hub can be reached."
+            f"had from the hub ({reason(error)}). Set LLM2VEC_DATA to a mirror that has it, or run "
+            "where the hub can be reached."
         ) from error
     return loaded.to_pandas(), Source(dataset_id, revision, "hub", "exact")

@@ -7,8 +7,12 @@ read, innermost cause included.
 from __future__ import annotations
 
 import errno
+import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 from llm2vec.errors import LLM2VecError
 
@@ -16,6 +20,7 @@ _UNREACHABLE = {
     "OfflineModeIsEnabled", "ConnectionError", "TransportError", "LocalEntryNotFoundError",
     "TimeoutException", "TimeoutError", "gaierror",
 }  # fmt: skip
+_BUSY = {408, 429, 500, 502, 503, 504}  # answers that are others after a while
 
 
 class HubError(LLM2VecError):
@@ -36,12 +41,16 @@ class DiskFullError(HubError):
     hopeless = True
 
 
+class OtherRevisionError(HubError):
+    """The cache of ``datasets`` is not taken for what the hub did not give."""
+
+
 def is_hopeless(error: Exception) -> bool:
     """Whether to give up instead of trying the next file."""
     return getattr(error, "hopeless", False)
 
 
-def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -49,11 +58,18 @@ def causes_of(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def reason(error: BaseException) -> str:
+    """What an error and those behind it say, the outermost first, in one line."""
+    said = (f"{type(one).__name__}: {' '.join(str(one).split())[:200]}" for one in _chain(error))
+    return " < ".join(dict.fromkeys(text.removesuffix(": ") for text in said))
+
+
 def explain(error: Exception, what: str, revision: str, folder: Path) -> HubError:
     """The :class:`HubError` for an error met while fetching ``what`` into ``folder``."""
-    chain = list(causes_of(error))
+    chain = list(_chain(error))
     kinds = {kind.__name__ for one in chain for kind in type(one).__mro__}
-    status = {getattr(getattr(one, "response", None), "status_code", None) for one in chain}
+    answers = (getattr(getattr(one, "response", None), "status_code", None) for one in chain)
+    status = {code for code in answers if code is not None}
     full = (errno.ENOSPC, errno.EDQUOT)
     if any(isinstance(one, OSError) and one.errno in full for one in chain):
         return DiskFullError(
@@ -75,10 +91,50 @@ def explain(error: Exception, what: str, revision: str, folder: Path) -> HubErro
             f"the hub does not give {what} at {revision}: it was removed or renamed, or it is "
             "private and HF_TOKEN has no right to it."
         )
+    if status & _BUSY:
+        return HubError(
+            f"the hub is busy or down, it does not give {what} now "
+            f"({', '.join(map(str, sorted(status & _BUSY)))}); run the same command later."
+        )
     if kinds & _UNREACHABLE:
         return UnreachableError(
             f"the hub cannot be reached for {what}: run this where there is internet, without "
             "HF_HUB_OFFLINE=1; behind a proxy set HTTPS_PROXY."
         )
-    causes = [f"{type(one).__name__}: {' '.join(str(one).split())[:200]}" for one in chain]
-    return HubError(f"{what} could not be fetched ({' < '.join(dict.fromkeys(causes))})")
+    return HubError(f"{what} could not be fetched ({reason(error)})")
+
+
+# --------------------------------------------------------------------------- the pinned revision
+_lock = threading.Lock()
+_replaced: list[Any] = []  # what the open blocks found in the place of the cache's lookup
+
+
+@contextmanager
+def asked_revision_only() -> Iterator[None]:
+    """Within it ``datasets`` gives the revision that it is asked for, or an error.
+
+    Where it gets no answer, by ``HF_HUB_OFFLINE=1`` too, it would take the newest copy in its own
+    cache, of whatever revision. May be nested and entered by several threads; while one is
+    inside, those outside do not get such copies either.
+    """
+    from datasets.load import CachedDatasetModuleFactory as Factory
+
+    with _lock:
+        _replaced.append(Factory.get_module)
+        Factory.get_module = _refuse
+    try:
+        yield
+    finally:
+        with _lock:  # whoever leaves last puts back what the first one found
+            Factory.get_module = _replaced.pop()
+
+
+def _refuse(factory: Any) -> NoReturn:
+    """Instead of a copy; ``datasets`` calls it while it handles what went wrong.
+
+    It then raises that error again without its cause, which is kept here for :func:`explain`.
+    """
+    met = sys.exception()
+    raise OtherRevisionError(
+        f"a copy of {factory.name} in the cache of 'datasets' may be of another revision"
+    ) from (met and met.__cause__)

@@ -35,7 +35,7 @@ from llm2vec.adapters import ADAPTER_WEIGHTS, check_origin
 from llm2vec.architectures import KEEPS_THE_SWITCH
 from llm2vec.errors import AdapterError, LLM2VecError, SettingError
 from llm2vec.folders import CONFIG, FOR_THE_HUB, Checkpoint
-from llm2vec.hub import causes_of
+from llm2vec.hub import reason
 from llm2vec.mixed import MIXED, precision_of
 from llm2vec.registry import (
     MODELS,
@@ -277,7 +277,7 @@ def quiet() -> Iterator[None]:
 
 
 def _explain(model: Model, source: str, error: Exception) -> str:
-    first = " < ".join(dict.fromkeys(map(_in_a_line, causes_of(error))))[:600]
+    first = reason(error)[:600]
     lowered = first.lower()
     if model.gated and any(word in lowered for word in ("gated", "401", "403", "authorized")):
         return (
@@ -314,10 +314,6 @@ def _explain(model: Model, source: str, error: Exception) -> str:
         f"hub cache, or into a local folder and give LLM2Vec.from_pretrained that folder{which}; "
         "'smollm2-135m' needs PyPI only."
     )
-
-
-def _in_a_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 # --------------------------------------------------------------------------- writing

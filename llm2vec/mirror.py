@@ -29,7 +29,7 @@ from typing import Annotated, Any
 import typer
 
 from llm2vec.errors import DataError, SettingError
-from llm2vec.hub import HubError, explain, is_hopeless
+from llm2vec.hub import HubError, asked_revision_only, explain, is_hopeless
 from llm2vec.manifest import MANIFEST, Manifest, Row
 from llm2vec.registry import PARTS, SUITES, TASKS, UNPINNED, Model, Task, get_model, get_suite
 from llm2vec.results import sha256_file
@@ -108,7 +108,8 @@ def fetch(root: Path, manifest: Manifest, want: Wanted) -> Row:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as folder:
             part = Path(folder) / target.name
-            table = _from_hub(want)
+            with asked_revision_only():
+                table = _from_hub(want)
             table.to_parquet(part)
             rows = _verified_rows(part, want, len(table))
             digest, size = sha256_file(part), part.stat().st_size

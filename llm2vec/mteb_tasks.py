@@ -34,6 +34,7 @@ from mteb.types import PromptType
 from llm2vec import paths
 from llm2vec.data import Source, mirror_folder, mirror_status, read_parquet, require_columns
 from llm2vec.errors import DataError, SettingError
+from llm2vec.hub import asked_revision_only, reason
 from llm2vec.intervals import Interval, bootstrap_interval, read_predictions
 from llm2vec.prompts import format_instruction
 from llm2vec.registry import Task
@@ -128,11 +129,12 @@ def _fill(loaded: AbsTask, task: Task) -> Source:
     if folder is not None:
         return _load_from_mirror(loaded, task, folder)
     try:
-        loaded.load_data()
+        with asked_revision_only():
+            loaded.load_data()
     except Exception as error:
         raise DataError(
             f"the data of {task.name} ({task.dataset}) are neither in a local mirror nor to be had "
-            f"from the hub ({type(error).__name__}). Set LLM2VEC_DATA to a mirror that has "
+            f"from the hub ({reason(error)}). Set LLM2VEC_DATA to a mirror that has "
             f"{task.dataset}, or run where the hub can be reached."
         ) from error
     splits = loaded.dataset.get(task.subset, loaded.dataset) if loaded.dataset else {}

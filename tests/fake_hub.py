@@ -3,14 +3,14 @@
 import errno
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
 import pytest
 from huggingface_hub import errors
+from huggingface_hub.utils import httpx  # the one whose errors the installed client raises
 from tiny_mirror import DOCUMENTS, JUDGED, MONEY, PAIRS, QUERIES, SPORT
 
-httpx = pytest.importorskip("httpx")  # comes with huggingface_hub, whose errors hold its answers
 Rows = list[dict[str, Any]]
 
 
@@ -126,7 +126,8 @@ class FakeHub:
 def answer(kind: type[Exception], status: int) -> Exception:
     """An error as the hub's client raises it for an answer of the server."""
     request = httpx.Request("GET", "https://hub.example/api")
-    return kind(f"{status} from the hub", response=httpx.Response(status, request=request))
+    text = f"\n\n{status} from the hub"  # the client's messages begin like this
+    return kind(text, response=httpx.Response(status, request=request))
 
 
 REFUSALS: dict[str, Exception] = {
@@ -136,17 +137,40 @@ REFUSALS: dict[str, Exception] = {
     "removed": answer(errors.RepositoryNotFoundError, 404),
     "offline": errors.OfflineModeIsEnabled("offline mode is enabled"),
     "no route": httpx.ConnectError("no route to host"),
+    "busy": answer(errors.HfHubHTTPError, 503),
+    "too many questions": answer(errors.HfHubHTTPError, 429),
     "disk full": OSError(errno.ENOSPC, "No space left on device"),
 }
 
 
-def refuse_everything(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """Below ``datasets``: whatever it asks of the hub's client ends in this error."""
+def cached_copy(cache: Path, dataset: str, configs: dict[str, dict[str, Rows]]) -> None:
+    """Fill ``datasets``' own cache (HF_DATASETS_CACHE) as a download of some commit leaves it."""
+    owner, _, name = dataset.partition("/")
+    source = cache.parent / "downloaded" / name
+    repository(source, configs)
+    for config in configs:
+        datasets.load_dataset(str(source), config, cache_dir=str(cache))
+    (cache / name).rename(cache / f"{owner}___{name}")  # what comes from a hub has an owner
 
-    def refuse(*_: object, **__: object) -> None:
+
+def refuse_everything(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Below ``datasets``: whatever it asks of the hub's client ends in this error.
+
+    As in the client, a download says that there is no connection, whatever the reason is, and
+    names the reason as its cause; what the hub says of a repository itself comes as it is.
+    """
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    def refuse_file(*_: object, **__: object) -> NoReturn:
+        unanswered = isinstance(error, errors.OfflineModeIsEnabled | httpx.TransportError)
+        if unanswered or type(error) is errors.HfHubHTTPError:
+            raise errors.LocalEntryNotFoundError("Please check your connection") from error
         raise error
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    for name in ("hf_hub_download", "dataset_info", "snapshot_download"):
-        monkeypatch.setattr(f"huggingface_hub.HfApi.{name}", refuse)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
+    for name in ("HfApi.hf_hub_download", "HfApi.snapshot_download", "snapshot_download"):
+        monkeypatch.setattr(f"huggingface_hub.{name}", refuse_file)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse_file)

@@ -258,6 +258,8 @@ SAYS = {
     "removed": r"does not give mteb/stsbenchmark-sts.*removed or renamed",
     "offline": r"cannot be reached.*HF_HUB_OFFLINE",
     "no route": r"cannot be reached",
+    "busy": r"busy or down, it does not give mteb/stsbenchmark-sts now \(503\)",
+    "too many questions": r"busy or down.*\(429\); run the same command later",
     "disk full": r"no space left.*what is there is kept",
 }
 
@@ -301,6 +303,13 @@ def test_where_nothing_more_can_succeed_it_stops(hub: FakeHub, root: Path, kind:
     with pytest.raises(HubError, match=SAYS[kind]):
         mirror_datasets(root, files_of("STSBenchmark", "SciFact"))
     assert [call[0] for call in hub.asked] == [STS.dataset]
+
+
+def test_a_busy_hub_is_asked_for_the_next_file(hub: FakeHub, root: Path) -> None:
+    hub.broken[STS.dataset] = REFUSALS["busy"]
+    with pytest.raises(DataError, match=r"1 of 4 files could not be had: the hub is busy"):
+        mirror_datasets(root, files_of("STSBenchmark", "SciFact"))
+    assert len(content(root)) == 3
 
 
 def test_a_disk_that_fills_while_writing_leaves_nothing_half(
