@@ -18,7 +18,7 @@ import pandas as pd
 
 from llm2vec import paths
 from llm2vec.errors import DataError
-from llm2vec.hub import asked_revision_only, reason
+from llm2vec.hub import asked_revision_only, is_missing, reason
 from llm2vec.registry import UNPINNED
 from llm2vec.registry_datasets import HUB_REVISIONS, MIRROR_NAMES
 from llm2vec.results import sha256_file
@@ -123,7 +123,8 @@ def load_split(
 ) -> tuple[pd.DataFrame, Source]:
     """One split of a dataset as a table, and where it came from.
 
-    Raises :class:`DataError` when neither mirror nor hub has it, naming the ways to provide it.
+    Raises :class:`DataError` when neither mirror nor hub has it, naming the ways to provide it;
+    what says nothing of the data (a full disk, say) as it is.
     """
     folder = mirror_folder(dataset_id)
     if folder is not None:
@@ -168,6 +169,8 @@ def _from_hub(dataset_id: str, split: str, subset: str) -> tuple[pd.DataFrame, S
                 revision=None if revision == UNPINNED else revision,
             )
     except Exception as error:
+        if not is_missing(error):
+            raise
         raise DataError(
             f"the dataset {dataset_id} ({subset}, {split}) is neither in a local mirror nor to be "
             f"had from the hub ({reason(error)}). Set LLM2VEC_DATA to a mirror that has it, or run "

@@ -7,6 +7,7 @@ read, innermost cause included.
 from __future__ import annotations
 
 import errno
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,7 +21,13 @@ _UNREACHABLE = {
     "OfflineModeIsEnabled", "ConnectionError", "TransportError", "LocalEntryNotFoundError",
     "TimeoutException", "TimeoutError", "gaierror",
 }  # fmt: skip
+_LACKING = {
+    "HTTPError", "EntryNotFoundError", "FileNotFoundError", "XetDownloadError",
+}  # fmt: skip
+# ValueError and RuntimeError of 'datasets' and mteb for what a repository does not have.
+_LACKING_TEXT = re.compile(r"split|config|scripts are no longer supported", re.IGNORECASE)
 _BUSY = {408, 429, 500, 502, 503, 504}  # answers that are others after a while
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class HubError(LLM2VecError):
@@ -58,6 +65,22 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def is_missing(error: BaseException) -> bool:
+    """Whether an error of loading data says that they are not to be had.
+
+    That is: the hub lacks them, does not give them, or is not there. Memory or a disk that is
+    full and mistakes of a program say nothing of the data.
+    """
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return False
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "DatasetGenerationError" in kinds and error.__cause__ is not None:
+        return is_missing(error.__cause__)
+    if isinstance(error, ValueError | RuntimeError) and _LACKING_TEXT.search(str(error)):
+        return True
+    return bool(kinds & (_UNREACHABLE | _LACKING))
+
+
 def reason(error: BaseException) -> str:
     """What an error and those behind it say, the outermost first, in one line."""
     said = (f"{type(one).__name__}: {' '.join(str(one).split())[:200]}" for one in _chain(error))
@@ -70,8 +93,7 @@ def explain(error: Exception, what: str, revision: str, folder: Path) -> HubErro
     kinds = {kind.__name__ for one in chain for kind in type(one).__mro__}
     answers = (getattr(getattr(one, "response", None), "status_code", None) for one in chain)
     status = {code for code in answers if code is not None}
-    full = (errno.ENOSPC, errno.EDQUOT)
-    if any(isinstance(one, OSError) and one.errno in full for one in chain):
+    if any(isinstance(one, OSError) and one.errno in _FULL for one in chain):
         return DiskFullError(
             f"no space left while fetching {what} into {folder} (the hub's own cache, HF_HOME, "
             "takes as much again). Free space and run the same command; what is there is kept."

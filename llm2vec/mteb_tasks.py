@@ -34,7 +34,7 @@ from mteb.types import PromptType
 from llm2vec import paths
 from llm2vec.data import Source, mirror_folder, mirror_status, read_parquet, require_columns
 from llm2vec.errors import DataError, SettingError
-from llm2vec.hub import asked_revision_only, reason
+from llm2vec.hub import asked_revision_only, is_missing, reason
 from llm2vec.intervals import Interval, bootstrap_interval, read_predictions
 from llm2vec.prompts import format_instruction
 from llm2vec.registry import Task
@@ -42,7 +42,10 @@ from llm2vec.results import hash_of
 from llm2vec.vectors import Vectors
 
 OFFLINE = "llm2vec/offline"
-CORPUS_CHUNK = 10_000  # passages encoded and compared at once; mteb's own 50,000 take five times
+# Passages encoded and compared at once. mteb's own number takes five times the memory, but each
+# chunk puts a thousand hits per query into a heap: over millions of passages that takes hours.
+CORPUS_CHUNK, LARGE_CORPUS_CHUNK = 10_000, 50_000
+LARGE_CORPUS = 1_000_000
 
 
 class MTEBEncoder(AbsEncoder):
@@ -124,7 +127,11 @@ def _weakest(statuses: Iterable[str]) -> str:
 
 
 def _fill(loaded: AbsTask, task: Task) -> Source:
-    """Load a task's data from the mirror, else from the hub."""
+    """Load a task's data from the mirror, else from the hub.
+
+    Raises :class:`DataError` for data that are not to be had; what says nothing of the data (a
+    full disk, say) as it is.
+    """
     folder = mirror_folder(task.dataset)
     if folder is not None:
         return _load_from_mirror(loaded, task, folder)
@@ -132,6 +139,8 @@ def _fill(loaded: AbsTask, task: Task) -> Source:
         with asked_revision_only():
             loaded.load_data()
     except Exception as error:
+        if not is_missing(error):
+            raise
         raise DataError(
             f"the data of {task.name} ({task.dataset}) are neither in a local mirror nor to be had "
             f"from the hub ({reason(error)}). Set LLM2VEC_DATA to a mirror that has "
@@ -142,6 +151,11 @@ def _fill(loaded: AbsTask, task: Task) -> Source:
         raise DataError(
             f"{task.dataset} at {task.revision} has no split {task.split!r}; it has "
             f"{', '.join(map(str, splits)) or 'none'}"
+        )
+    if task.type == "Reranking" and not splits[task.split].get("top_ranked"):
+        raise DataError(  # it would be scored as retrieval
+            f"{task.dataset} at {task.revision} came without the candidates (top_ranked) that "
+            f"{task.name} ranks"
         )
     return Source(task.dataset, task.revision, "hub", "exact")
 
@@ -327,13 +341,22 @@ def _quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
+def _chunk(loaded: AbsTask, task: Task) -> int:
+    """Passages at once for a retrieval task; those of an aggregate are all handled alike."""
+    parts = loaded.tasks if isinstance(loaded, AbsTaskAggregate) else [loaded]
+    largest = max(len(part.dataset[task.subset][task.split]["corpus"]) for part in parts)
+    return LARGE_CORPUS_CHUNK if largest > LARGE_CORPUS else CORPUS_CHUNK
+
+
 def _mteb_scores(
     wrapped: MTEBEncoder, loaded: AbsTask, task: Task, predictions: str
 ) -> dict[str, Any]:
-    searching = task.type == "Retrieval"
+    encoder: Any = wrapped
+    if task.type == "Retrieval":
+        encoder = SearchEncoderWrapper(wrapped, _chunk(loaded, task))
     with _quiet():
         result = mteb.evaluate(
-            SearchEncoderWrapper(wrapped, CORPUS_CHUNK) if searching else wrapped,
+            encoder,
             loaded,
             cache=None,
             co2_tracker=False,

@@ -1,6 +1,7 @@
 """A dataset by its id: the mirror before the hub, the status repeated, what is wrong named."""
 
 import csv
+import errno
 import os
 import re
 import shutil
@@ -246,7 +247,7 @@ def test_a_mirror_that_is_no_folder_is_named(
         load_split(ID, "test")
 
 
-@pytest.mark.parametrize("error", [ConnectionError("no route\nto host"), AssertionError()])
+@pytest.mark.parametrize("error", [ConnectionError("no route\nto host"), TimeoutError()])
 def test_neither_mirror_nor_hub(root: Path, hub: Callable[..., Hub], error: Exception) -> None:
     hub(error)
     with pytest.raises(DataError) as raised:
@@ -256,6 +257,18 @@ def test_neither_mirror_nor_hub(root: Path, hub: Callable[..., Hub], error: Exce
     assert type(error).__name__ in message
     assert "LLM2VEC_DATA" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.EDQUOT, "Disk quota exceeded"), KeyError("a mistake")]
+)
+def test_what_says_nothing_of_the_data_is_passed_on(
+    root: Path, hub: Callable[..., Hub], error: Exception
+) -> None:
+    """Or training would go on with other text because a disk is full."""
+    hub(error)
+    with pytest.raises(type(error)):
+        load_split("other/data", "test")
 
 
 def test_a_missing_column_is_named(root: Path, hub: Callable[..., Hub]) -> None:

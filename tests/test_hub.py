@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pytest
 from datasets.load import CachedDatasetModuleFactory
-from fake_hub import REFUSALS, cached_copy, refuse_everything, sts
+from fake_hub import REFUSALS, FakeHub, cached_copy, refuse_everything, repository, sts
 from huggingface_hub import errors
 
 from llm2vec import data, mirror
@@ -119,6 +119,33 @@ def test_without_a_connection_nothing_more_is_tried() -> None:
     error.__cause__ = REFUSALS["no route"]
     found = explain(error, "some/data", "main", Path("folder"))
     assert isinstance(found, UnreachableError) and is_hopeless(found)
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_what_the_hub_does_not_give_is_missing_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """By what ``datasets`` makes of it; a full disk alone is no fault of the hub."""
+    monkeypatch.delenv("LLM2VEC_DATA", raising=False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    refuse_everything(monkeypatch, REFUSALS[kind])
+    with pytest.raises(OSError if kind == "disk full" else DataError):
+        load_task(STS)
+
+
+def test_a_repository_without_the_split_or_configuration_lacks_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LLM2VEC_DATA", raising=False)
+    hub = FakeHub(tmp_path / "hub", monkeypatch)
+    repository(hub.folder / STS.dataset, {"default": {"dev": sts()}})
+    for split, subset in (("test", "default"), ("dev", "en")):
+        with pytest.raises(DataError, match=r"neither in a local mirror nor to be had"):
+            data.load_split(STS.dataset, split, subset)
+    task = get_task("SciFact")
+    repository(hub.folder / task.dataset, {"corpus": {"corpus": sts()}})
+    with pytest.raises(DataError, match=r"the data of SciFact .*No qrels"):
+        load_task(task)
 
 
 def test_the_stand_in_raises_what_the_installed_client_raises() -> None:

@@ -22,7 +22,7 @@ BOTTOM = {
     "adapters", "architectures", "estimates", "costs", "code_digest", "inputs",
 }  # fmt: skip
 SECOND = BOTTOM | {
-    "attention", "pooling", "prompts", "assets", "batching", "folders", "kernels",
+    "attention", "pooling", "prompts", "assets", "batching", "folders", "hub", "kernels",
     "mixed", "portions",
 }  # fmt: skip
 THIRD = SECOND | {"loading", "encoder", "data", "vectors", "lora", "stage", "training", "runs"}

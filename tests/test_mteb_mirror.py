@@ -1,5 +1,6 @@
 """Tasks whose data come from a mirror."""
 
+import errno
 import os
 import warnings
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import mteb
 import pandas as pd
 import pytest
+from datasets.exceptions import DatasetGenerationError
 from tiny_mirror import (
     PAIRS,
     StubEncoder,
@@ -191,6 +193,41 @@ def test_neither_mirror_nor_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     why = "(ConnectionError: no route to host)"
     assert f"neither in a local mirror nor to be had from the hub {why}" in message
     assert "LLM2VEC_DATA" in message
+
+
+@pytest.mark.parametrize("candidates", [None, {}])
+def test_reranking_without_candidates_is_refused(
+    monkeypatch: pytest.MonkeyPatch, candidates: object
+) -> None:
+    from mteb.abstasks import AbsTaskRetrieval
+
+    def load_data(self: AbsTaskRetrieval, **_: Any) -> None:
+        self.dataset = {"default": {"test": {"corpus": [], "top_ranked": candidates}}}
+
+    monkeypatch.setattr(AbsTaskRetrieval, "load_data", load_data)
+    with pytest.raises(DataError, match=r"mteb/SciDocsRR .*came without the candidates"):
+        load_task(get_task("SciDocsRR"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), OSError(errno.ENOSPC, "No space left on device"), TypeError("a mistake"),
+     DatasetGenerationError("while generating")],
+)  # fmt: skip
+def test_what_says_nothing_of_the_data_is_not_taken_for_their_absence(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """A run that goes on without absent data would leave the task out and end well."""
+    from mteb.abstasks import AbsTask
+
+    def load_data(*_: Any, **__: Any) -> None:
+        raise error from error.__cause__
+
+    if isinstance(error, DatasetGenerationError):
+        error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(AbsTask, "load_data", load_data)
+    with pytest.raises(type(error)):
+        load_task(get_task("STSBenchmark"))
 
 
 def test_data_from_the_hub_are_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mteb
@@ -201,6 +202,22 @@ def test_a_corpus_is_encoded_and_compared_in_chunks(
     (chunked,) = evaluate("SciFact", StubEncoder(), ("mean",))
     assert [n for n in asked if n] == [3, 1]
     assert chunked.scores == whole.scores
+    monkeypatch.setattr(mteb_tasks, "LARGE_CORPUS", 3)
+    monkeypatch.setattr(mteb_tasks, "LARGE_CORPUS_CHUNK", 2)
+    asked.clear()
+    (large,) = evaluate("SciFact", StubEncoder(), ("mean",))
+    assert [n for n in asked if n] == [2, 2]
+    assert large.scores == whole.scores
+
+
+@pytest.mark.parametrize(
+    ("passages", "chunk"), [(5_183, 10_000), (1_000_000, 10_000), (1_000_001, 50_000)]
+)
+def test_a_large_corpus_is_taken_in_large_chunks(passages: int, chunk: int) -> None:
+    """Records of the smaller ones were made with the smaller chunk."""
+    data = {"default": {"test": {"corpus": range(passages)}}}
+    loaded = SimpleNamespace(dataset=data)
+    assert mteb_tasks._chunk(loaded, get_task("SciFact")) == chunk
 
 
 def test_reranking_ranks_the_candidates_alone(root: Path, evaluate: Callable[..., Any]) -> None:
