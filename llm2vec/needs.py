@@ -6,6 +6,7 @@ asks hub and PyPI only whether they answer. Imports no torch; used by :mod:`llm2
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,6 +90,18 @@ def in_hub_cache(hub_id: str, revision: str, repo_type: str, pattern: str) -> Pa
     return folder if any(folder.rglob(pattern)) else None
 
 
+def _absent_shards(folder: Path) -> list[str]:
+    """Files that a snapshot's index of weights names and that are not there."""
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        files = sorted(set(index["weight_map"].values()))
+    except FileNotFoundError:  # a model of one file
+        return []
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return ["a readable model.safetensors.index.json"]
+    return [name for name in files if not (folder / str(name)).is_file()]
+
+
 # --------------------------------------------------------------------------- what a run needs
 def check_model(model: Model) -> Item:
     """The backbone: embedded, in the hub's cache, or to be downloaded."""
@@ -103,7 +116,8 @@ def check_model(model: Model) -> Item:
             return Item("model", model.name, "present", "its wheel's files are in the cache")
         return Item("model", model.name, worst[0].state, worst[0].note)
     where = in_hub_cache(model.hub_id, model.revision, "model", "*.safetensors")
-    if where is not None:
+    absent = _absent_shards(where) if where else []
+    if where is not None and not absent:
         return Item("model", model.name, "present", "in the hub's cache")
     from huggingface_hub import get_token
 
@@ -112,6 +126,9 @@ def check_model(model: Model) -> Item:
             "model", model.name, "missing",
             f"{model.hub_id} is gated: accept its licence on the hub, then set HF_TOKEN",
         )  # fmt: skip
+    if absent and not hub_answers():
+        note = f"the hub's cache lacks {', '.join(absent)}, and the hub does not answer"
+        return Item("model", model.name, "missing", note)
     return _from_the_hub("model", model.name, 2 * model.parameters)
 
 
@@ -172,11 +189,19 @@ def check_data(task: Task) -> Iterator[Item]:
             if folder is not None:
                 yield _in_mirror(dataset, folder, files)
             elif in_hub_cache(dataset, files[0].revision, "dataset", "*.[jpc]*"):
-                yield Item("dataset", dataset, "present", "in the hub's cache")
+                yield _in_hub_cache(dataset)
             else:
                 yield _from_the_hub("dataset", dataset, size)
         except DataError as error:
             yield Item("dataset", dataset, "missing", str(error))
+
+
+def _in_hub_cache(dataset: str) -> Item:
+    """``datasets`` asks the hub what a dataset consists of: without it a cache serves nothing."""
+    if hub_answers():
+        return Item("dataset", dataset, "present", "in the hub's cache")
+    note = "in the hub's cache, which serves no one while the hub does not answer: make mirror"
+    return Item("dataset", dataset, "missing", note)
 
 
 def _in_mirror(dataset: str, folder: Path, files: list[Wanted]) -> Item:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -133,16 +134,57 @@ def test_a_mirror_that_is_no_folder(
 
 
 def test_what_the_hubs_cache_has_is_present(
-    examine: Callable[..., Report], nothing_here: Path
+    examine: Callable[..., Report], nothing_here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    answers(monkeypatch, hub=True, pypi=False)
     task = get_task("STSBenchmark")
     add_snapshot(nothing_here, "datasets", task.dataset, task.revision, "test.jsonl.gz")
     add_snapshot(nothing_here, "datasets", "mteb/emotion", "0" * 40, "test.jsonl")  # another
     add_snapshot(nothing_here, "models", MISTRAL.hub_id, MISTRAL.revision, "model.safetensors")
     found = states(examine("mistral-7b", variant="uni"))
     assert found[task.dataset] == "present"
-    assert found["mteb/emotion"] == "missing"
+    assert found["mteb/emotion"] == "download"
     assert found["mistral-7b"] == "present"
+
+
+def test_a_cached_dataset_serves_nothing_while_the_hub_is_silent(
+    examine: Callable[..., Report], nothing_here: Path, mirror_root: Path
+) -> None:
+    """``datasets`` asks the hub first; a model is read from the cache alone."""
+    task = get_task("STSBenchmark")
+    shutil.rmtree(mirror_root / task.dataset)
+    add_snapshot(nothing_here, "datasets", task.dataset, task.revision, "test.jsonl.gz")
+    add_snapshot(nothing_here, "models", MISTRAL.hub_id, MISTRAL.revision, "model.safetensors")
+    report = examine("mistral-7b", variant="uni")
+    (item,) = (i for i in report.items if i.state == "missing")
+    assert item.name == task.dataset and "make mirror" in item.note
+    assert any("make mirror" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("hub", [False, True])
+def test_a_model_that_lacks_a_shard_is_not_here(
+    examine: Callable[..., Report], nothing_here: Path, monkeypatch: pytest.MonkeyPatch, hub: bool
+) -> None:
+    answers(monkeypatch, hub=hub, pypi=False)
+    names = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    add_snapshot(nothing_here, "models", MISTRAL.hub_id, MISTRAL.revision, names[0])
+    folder = next((nothing_here / "hub").glob("models--*/snapshots/*"))
+    index = {"weight_map": {f"layer.{i}": name for i, name in enumerate([*names, *names])}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / names[2]).write_bytes(b"x")
+
+    def model() -> needs.Item:
+        return next(i for i in examine("mistral-7b", variant="uni").items if i.kind == "model")
+
+    assert model().state == ("download" if hub else "missing")
+    assert hub or (names[1] in model().note and names[0] not in model().note)
+    (folder / names[1]).symlink_to(nothing_here / "blob")  # an interrupted download
+    assert model().state != "present"
+    (nothing_here / "blob").write_bytes(b"x")
+    assert model().state == "present"
+    for damaged in ("", "[]", "{}"):
+        (folder / "model.safetensors.index.json").write_text(damaged)
+        assert model().state != "present"
 
 
 def test_an_unpinned_revision_is_the_branch(nothing_here: Path) -> None:
