@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,7 @@ from llm2vec.needs import (
     check_adapters,
     check_corpora,
     check_data,
+    check_disk,
     check_model,
     size_text,
 )
@@ -86,13 +88,13 @@ def diagnose(
             why = "not published" if adapters == "published" else "not trained yet (make train)"
             notes.append(f"left out, {why}: {', '.join(waiting)}")
     runs = [_plan(spec, name, suite, results, adapters) for name in names]
-    items = _items(runs, adapters)
+    records = list(iter_records(paths.results_dir()))
+    costs = tuple(_cost(run, task, records) for run in runs for task in run.tasks)
+    items = [*_items(runs, adapters), *check_disk(_disk(runs[0], costs))]
     if paths.mirror_dir() is None and suite != "offline":
         notes.append("LLM2VEC_DATA is not set: there is no mirror")
     if any("the hub does not answer" in item.note for item in items):
         notes.append("run where the hub answers, or fetch there what is missing (make mirror)")
-    records = list(iter_records(paths.results_dir()))
-    costs = tuple(_cost(run, task, records) for run in runs for task in run.tasks)
     todo = sum(cost.tokens or 0 for cost in costs if not _done(cost))
     seconds = {
         device: {
@@ -135,6 +137,14 @@ def _cost(run: Run, task: Task, records: list[Record]) -> Cost:
 def _done(cost: Cost) -> bool:
     there, _, wanted = cost.records.partition(" of ")
     return there == wanted
+
+
+def _disk(run: Run, costs: Sequence[Cost]) -> float:
+    """Bytes that the vectors of the largest task that is not done take."""
+    todo = {cost.task for cost in costs if not _done(cost)}
+    return estimates.vectors_bytes(
+        run.model, run.poolings, [task for task in run.tasks if task.name in todo]
+    )
 
 
 def _memory(runs: list[Run]) -> dict[str, float]:

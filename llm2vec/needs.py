@@ -7,6 +7,7 @@ asks hub and PyPI only whether they answer. Imports no torch; used by :mod:`llm2
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -194,6 +195,21 @@ def check_data(task: Task) -> Iterator[Item]:
                 yield _from_the_hub("dataset", dataset, size)
         except DataError as error:
             yield Item("dataset", dataset, "missing", str(error))
+
+
+def check_disk(needed: float) -> Iterator[Item]:
+    """Room for the vectors of a task where they wait to be scored; nothing where none are."""
+    if not needed:
+        return
+    folder = paths.cache_dir()
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    note = f"{size_text(free)} free, about {size_text(needed)} for the vectors of the largest task"
+    if free >= needed:
+        yield Item("disk", str(folder), "present", note)
+    else:
+        note += ": free space or set LLM2VEC_CACHE to another folder"
+        yield Item("disk", str(folder), "missing", note)
 
 
 def _in_hub_cache(dataset: str) -> Item:

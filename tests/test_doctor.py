@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from synthetic_records import make_record
@@ -60,7 +61,8 @@ def mirror_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def states(report: Report) -> dict[str, str]:
-    return {item.name: item.state for item in report.items}
+    """Of what is needed, room on the disk apart."""
+    return {item.name: item.state for item in report.items if item.kind != "disk"}
 
 
 def add_embedded_model(root: Path) -> None:
@@ -219,6 +221,42 @@ def test_the_embedded_suite_needs_its_corpora_alone(
     (nothing_here / "cache" / "wheels").mkdir()
     (nothing_here / "cache" / "wheels" / "gensim-4.4.0-cp311-any.whl").touch()
     assert examine(suite="offline").ready
+
+
+# --------------------------------------------------------------------------- disk
+@pytest.mark.parametrize("enough", [False, True])
+def test_the_disk_must_hold_the_vectors_of_the_largest_task(
+    examine: Callable[..., Report], nothing_here: Path, monkeypatch: pytest.MonkeyPatch,
+    enough: bool,
+) -> None:  # fmt: skip
+    """MSMARCO's: 145 GB at 4,096 floats and one pooling; the cache is not made yet."""
+    asked: list[Path] = []
+
+    def usage(path: Path) -> SimpleNamespace:
+        asked.append(Path(path))
+        return SimpleNamespace(free=150e9 if enough else 100e9)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    (item,) = (i for i in examine("mistral-7b", "full", variant="uni").items if i.kind == "disk")
+    assert (item.name, item.state) == (
+        str(nothing_here / "cache"), "present" if enough else "missing",
+    )  # fmt: skip
+    free = "150 GB" if enough else "100 GB"
+    assert item.note.startswith(f"{free} free, about 145 GB for the vectors")
+    assert ("LLM2VEC_CACHE" in item.note) != enough
+    assert asked == [nothing_here], "the folder that is there"
+
+
+def test_what_is_measured_takes_no_room(
+    examine: Callable[..., Report], nothing_here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    assert any(item.kind == "disk" for item in examine(variant="uni").items)
+    for name in SHORT:
+        for pooling in POOLINGS:
+            made = make_record("mteb_subset", SMALL.name, "uni", pooling, name, 0.5)
+            write_record(made, nothing_here / "results")
+    assert not any(item.kind == "disk" for item in examine(variant="uni").items)
 
 
 # --------------------------------------------------------------------------- variants
