@@ -29,6 +29,7 @@ from llm2vec.needs import (
     check_data,
     check_disk,
     check_model,
+    check_training_text,
     size_text,
 )
 from llm2vec.registry import SUITES, VARIANTS, Model, Task, get_model, variants_of
@@ -78,7 +79,7 @@ def diagnose(
     Raises :class:`~llm2vec.errors.LLM2VecError` for unknown names and unusable folders.
     """
     spec = get_model(model)
-    names = [variant] if variant else list(variants_of(spec))
+    names = asked = [variant] if variant else list(variants_of(spec))
     notes = []
     if not variant:
         ready = is_published if adapters == "published" else has_adapters
@@ -91,6 +92,8 @@ def diagnose(
     records = list(iter_records(paths.results_dir()))
     costs = tuple(_cost(run, task, records) for run in runs for task in run.tasks)
     items = [*_items(runs, adapters), *check_disk(_disk(runs[0], costs))]
+    if adapters == "own" and (len(names) < len(asked) or _untrained(items)):
+        notes += [f"to train with: {_in_words(item)}" for item in check_training_text()]
     if paths.mirror_dir() is None and suite != "offline":
         notes.append("LLM2VEC_DATA is not set: there is no mirror")
     if any("the hub does not answer" in item.note for item in items):
@@ -137,6 +140,16 @@ def _cost(run: Run, task: Task, records: list[Record]) -> Cost:
 def _done(cost: Cost) -> bool:
     there, _, wanted = cost.records.partition(" of ")
     return there == wanted
+
+
+def _untrained(items: Sequence[Item]) -> bool:
+    return any(item.kind == "adapter" and item.state == "missing" for item in items)
+
+
+def _in_words(item: Item) -> str:
+    """A thing in a note: it is needed for a training, not for this run."""
+    state = "obtainable" if item.state == "download" else item.state
+    return f"{item.name}, {state} ({item.note})"
 
 
 def _disk(run: Run, costs: Sequence[Cost]) -> float:

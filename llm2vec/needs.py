@@ -10,7 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,10 +18,13 @@ from typing import Literal
 
 from llm2vec import assets, estimates, paths
 from llm2vec.adapters import ADAPTER_WEIGHTS, adapter_folder, stages_of
-from llm2vec.data import mirror_folder, mirror_status
+from llm2vec.corpora import SENTENCES_FILE
+from llm2vec.data import Source, mirror_folder, mirror_status
 from llm2vec.errors import AdapterError, DataError
 from llm2vec.mirror import Wanted, wanted_by
 from llm2vec.registry import MODELS, UNPINNED, Model, Task, Variant
+from llm2vec.registry_datasets import CONLL, HUB_REVISIONS, SENTENCES, WIKITEXT
+from llm2vec.training_text import is_the_papers
 
 State = Literal["present", "download", "missing"]
 
@@ -176,6 +179,39 @@ def check_corpora() -> Iterator[Item]:
     for name in assets.ASSETS:
         if not any(name.startswith(model) for model in models):
             yield check_asset(name)
+
+
+def check_training_text() -> Iterator[Item]:
+    """The corpora of MNTP, of SimCSE and of the word probes: in the mirror, else from the hub."""
+    splits = {CONLL: ("train", "validation", "test")}
+    for dataset in (WIKITEXT, SENTENCES, CONLL):
+        try:
+            found = _marks(dataset, splits.get(dataset, ("train",)))
+            if found:
+                yield Item("text", dataset, "present", f"mirror: {found}")
+            elif dataset == SENTENCES and in_hub_cache(
+                dataset, HUB_REVISIONS[dataset], "dataset", SENTENCES_FILE
+            ):  # one file, which is read from the cache alone
+                yield Item("text", dataset, "present", "in the hub's cache")
+            else:
+                yield _from_the_hub("text", dataset)
+        except DataError as error:
+            yield Item("text", dataset, "missing", str(error))
+
+
+def _marks(dataset: str, splits: Sequence[str]) -> str:
+    """Status of a corpus in the mirror; nothing where it has none, or another in its place."""
+    folder, root = mirror_folder(dataset), paths.mirror_dir()
+    if folder is None or root is None:
+        return ""
+    files = [folder / f"{split}.parquet" for split in splits]
+    if not all(file.is_file() for file in files):
+        return ""
+    status = "; ".join(sorted({mirror_status(root, file) for file in files}))
+    if dataset == CONLL:  # marked data are used for probes, and the records say so
+        return status
+    exact = status == "exact" or dataset != SENTENCES  # as corpora reads the sentences
+    return status if exact and is_the_papers(Source(dataset, "", "mirror", status)) else ""
 
 
 def check_data(task: Task) -> Iterator[Item]:

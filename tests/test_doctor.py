@@ -281,6 +281,24 @@ def test_variants_that_wait_for_training_are_named(
     assert "02_train_simcse.py" in item.note
 
 
+TEXT = ("Salesforce/wikitext", "princeton-nlp/datasets-for-simcse", "eriktks/conll2003")
+
+
+@pytest.mark.parametrize(("hub", "state"), [(False, "missing"), (True, "obtainable")])
+def test_what_is_to_be_trained_names_its_text(
+    examine: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, hub: bool, state: str
+) -> None:
+    answers(monkeypatch, hub=hub, pypi=hub)
+    for options in ({}, {"variant": "uni-simcse"}):
+        report = examine("mistral-7b", **options)
+        found = [note for note in report.notes if note.startswith("to train with: ")]
+        assert [note.split(" ")[3] for note in found] == [f"{name}," for name in TEXT]
+        assert all(f", {state} (" in note for note in found)
+    assert examine("mistral-7b").ready == hub, "text for a variant that is left out is not needed"
+    for options in ({"variant": "uni"}, {"adapters": "published"}):
+        assert not any("to train with" in n for n in examine("mistral-7b", **options).notes)
+
+
 def test_published_adapters_are_those_of_the_authors(
     examine: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
