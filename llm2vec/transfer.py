@@ -220,13 +220,12 @@ def main(
     done = "would be imported" if dry_run else "imported"
     dirty = sum(bool(a.record.provenance["dirty"]) for a in plan.new)
     print(f"{len(plan.new)} records {done}, {len(plan.equal)} were here already, into {target}")
-    if plan.again:
-        first = plan.again[0].target.relative_to(target)
-        print(
-            f"{len(plan.again)} measured here as well, with scores that agree, stay: {first}, ..."
-        )
     if dirty:
         print(f"{dirty} of them were measured with changes that no commit holds")
+    if plan.again:
+        first = plan.again[0].target.relative_to(target)
+        said = "measured here as well, with scores that agree, stay; the first"
+        print(f"{len(plan.again)} {said}: {first}")
     if plan.new and not dry_run:
         print("next: make tables")
 

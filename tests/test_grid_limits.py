@@ -1,5 +1,6 @@
 """What a scheduler is asked for, and suites that are run task by task to fit into it."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from llm2vec import evaluation, grid
 from llm2vec.costs import Resources, limits, longest_of
 from llm2vec.errors import SettingError
 from llm2vec.grid import Selection
+from llm2vec.provenance import _Tree, _warn
 from llm2vec.registry import SUITES
 from llm2vec.registry_offline import OFFLINE_REVISIONS
 from llm2vec.results import write_record
@@ -73,6 +75,26 @@ def test_pieces_have_the_missing_records_alone_and_wait_for_their_adapter(tmp_pa
     assert {path for job in pieces for path in job.products} == set(whole.products)
     train, *pieces = grid.expand(selection(tmp_path, variant="bi-mntp"), longest=1)
     assert len(pieces) == len(OFFLINE) and {job.needs for job in pieces} == {(train.name,)}
+
+
+def test_the_command_says_what_it_will_ask_for_and_that_the_tree_is_dirty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second in front of the user, before weeks of measuring; a job's log nobody reads."""
+    main = runpy.run_path(str(ROOT / "experiments" / "grid.py"))["main"]
+    monkeypatch.setitem(main.__globals__, "report", lambda *_: None)
+    asked: list[int] = []
+    monkeypatch.setattr("llm2vec.engine.run", lambda jobs, *_: not asked.append(len(jobs)))
+    monkeypatch.setattr("llm2vec.provenance._tree", lambda: _Tree("0" * 40, ("a.py",)))
+    _warn.cache_clear()
+    options = {"suite": "full", "model": "mistral-7b", "variant": "bi", "results": tmp_path}
+    main("mteb", **options, profile="slurm", hours=12, dry_run=True)
+    shown = capsys.readouterr()
+    assert "56 jobs" in shown.out and shown.err == ""
+    assert shown.out.splitlines()[-1].endswith("h a job, never above 12 h (HOURS=).")
+    main("mteb", **options, profile="slurm")
+    assert asked == [56]
+    assert "not as committed: a.py" in capsys.readouterr().err
 
 
 def test_what_fits_stays_one_job(tmp_path: Path) -> None:
