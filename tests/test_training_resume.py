@@ -131,6 +131,26 @@ def test_half_written_files_are_no_obstacle(
     assert [x["step"] for x in lines(out)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_the_same_data_by_another_revision_are_the_same_run(tmp_path: Path) -> None:
+    """Which commit 'unpinned' means is not known where the hub does not answer."""
+
+    def settings(revision: str, **changes: str) -> dict[str, Any]:
+        source = {"id": "some/data", "revision": revision, "source": "hub", "status": "exact"}
+        return {"stage": "mntp", "data": [source | changes], "data_hash": "0a"}
+
+    RunFolder(tmp_path, settings("a" * 40)).check(2)
+    RunFolder(tmp_path, settings("a" * 40)).start(0)
+    assert RunFolder(tmp_path, settings("unpinned")).check(2) is False
+    for other in (
+        settings("a" * 40, id="other/data"),
+        settings("unpinned") | {"data_hash": "0b"},
+        settings("unpinned") | {"data_hash": None},
+        settings("unpinned") | {"stage": "simcse"},
+    ):
+        with pytest.raises(SettingError, match="holds another run"):
+            RunFolder(tmp_path, other).check(2)
+
+
 def stopped(moment: str, *arguments: object, **changes: object) -> None:
     """A run that ends where it would call this; an exception stands in for the kill."""
 
