@@ -164,7 +164,8 @@ class Progress:
         if left_out:
             print(f"{len(left_out)} records left out, their data were not to be had: ", end="")
             print(", ".join(dict.fromkeys(p.stem for p in left_out)))
-        if failed or never:
+            print("Their jobs' logs, in the folder of the run, say why.")
+        if failed or never or left_out:
             print("The same command goes on with what is missing.")
         return not failed and not never
 
