@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llm2vec.data import Source, hub_revision, load_split, mirror_folder
+from llm2vec.data import Source, load_split, mirror_folder
 from llm2vec.errors import AssetError, DataError
+from llm2vec.hub import is_missing, reason
 from llm2vec.registry import UNPINNED
-from llm2vec.registry_datasets import MIRROR_NAMES, SENTENCES, STAND_IN, WIKITEXT
+from llm2vec.registry_datasets import HUB_REVISIONS, MIRROR_NAMES, SENTENCES, STAND_IN, WIKITEXT
 from llm2vec.results import sha256_file
 
 WIKITEXT_CONFIG = "wikitext-103-raw-v1"
@@ -83,20 +84,28 @@ def training_sentences(file: Path | None = None) -> Corpus:
 
 
 def _sentences_from_hub() -> Corpus:
+    """The file at the registry's revision; an unpinned one is found in the cache offline too.
+
+    For that it must be asked for as the newest: the cache then notes which commit that is.
+    """
     from huggingface_hub import hf_hub_download
 
-    revision = hub_revision(SENTENCES)
+    revision = HUB_REVISIONS[SENTENCES]
     try:
         file = hf_hub_download(
             SENTENCES, SENTENCES_FILE, repo_type="dataset",
             revision=None if revision == UNPINNED else revision,
         )  # fmt: skip
     except Exception as error:
+        if not is_missing(error):
+            raise
         raise DataError(
-            f"{SENTENCES_FILE} of {SENTENCES} is not to be had ({type(error).__name__})"
+            f"{SENTENCES_FILE} of {SENTENCES} is not to be had ({reason(error)})"
         ) from error
     texts, _ = read_text_file(Path(file))
-    return texts, [Source(SENTENCES, revision, "hub", "exact")]
+    folder = Path(file).parent  # of the cache: .../snapshots/{commit}
+    commit = folder.name if folder.parent.name == "snapshots" else revision
+    return texts, [Source(SENTENCES, commit, "hub", "exact")]
 
 
 def _stand_in(sentences: bool) -> Corpus:

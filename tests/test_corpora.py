@@ -1,13 +1,19 @@
 """Texts to train on: where they come from, what stands in for them, what is said about it."""
 
+import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import ROOT
+from model_hub import COMMIT, serve
 
 from llm2vec import corpora
 from llm2vec.errors import AssetError, DataError
-from llm2vec.registry_datasets import STAND_IN
+from llm2vec.registry_datasets import SENTENCES, STAND_IN
 from llm2vec.results import sha256_file
 
 PARAGRAPHS = ["Dr. Smith lived in Rome. He wrote three books there.", "A second paragraph is here."]
@@ -91,6 +97,43 @@ def test_sentences_of_the_hub_are_used_where_there_is_no_mirror(
     assert texts == ["One sentence.", "Another one."]
     assert asked == [("princeton-nlp/datasets-for-simcse", "wiki1m_for_simcse.txt", "dataset")]
     assert (sources[0].source, sources[0].status) == ("hub", "exact")
+
+
+def test_a_full_disk_does_not_make_other_sentences_stand_in(
+    small_mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fill)
+    with pytest.raises(OSError, match="No space left"):
+        corpora.training_sentences()
+
+
+FROM_THE_HUB = """
+from llm2vec import corpora
+texts, (source,) = corpora.training_sentences()
+print(texts, source.revision, source.status)
+"""
+
+
+@pytest.mark.slow
+def test_sentences_downloaded_once_are_found_offline_by_their_commit(tmp_path: Path) -> None:
+    """With the real client, whose cache notes what is newest only for who asks for that."""
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / corpora.SENTENCES_FILE).write_text("One sentence.\n", encoding="utf-8")
+    environment = {k: v for k, v in os.environ.items() if k != "LLM2VEC_DATA"}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    said = []
+    with serve(tmp_path / "hub", f"datasets/{SENTENCES}") as address:
+        for offline in "01":
+            more = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": offline}
+            command = [sys.executable, "-c", FROM_THE_HUB]
+            done = subprocess.run(
+                command, env=environment | more, check=True, capture_output=True, text=True
+            )
+            said.append(done.stdout.strip())
+    assert said == [f"['One sentence.'] {COMMIT} exact"] * 2
 
 
 def test_sentences_of_a_mirror_that_are_others_do_not_hide_those_of_the_hub(
