@@ -164,7 +164,7 @@ class Progress:
         if left_out:
             print(f"{len(left_out)} records left out, their data were not to be had: ", end="")
             print(", ".join(dict.fromkeys(p.stem for p in left_out)))
-            print("Their jobs' logs, in the folder of the run, say why.")
+            print(f"Their jobs' logs say why: {log_of(self.folder, names[0]).parent}")
         if failed or never or left_out:
             print("The same command goes on with what is missing.")
         return not failed and not never

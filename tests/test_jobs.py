@@ -199,7 +199,8 @@ def test_records_without_data_are_said_to_be_left_out(
     assert progress.summary(root / "engine.log", code=0) is True
     out = capsys.readouterr().out
     assert "2 records left out, their data were not to be had: old, new" in out
-    assert "logs" in out and "The same command goes on with what is missing." in out
+    assert f"logs say why: {log_of(progress.folder, 'a').parent}\n" in out
+    assert "The same command goes on with what is missing." in out
 
 
 def test_the_plan_shows_costs_and_their_sum(tmp_path: Path) -> None:
