@@ -39,7 +39,7 @@ from llm2vec.intervals import Interval, bootstrap_interval, read_predictions
 from llm2vec.prompts import format_instruction
 from llm2vec.registry import Task
 from llm2vec.results import hash_of
-from llm2vec.vectors import Vectors
+from llm2vec.vectors import RepeatedRows, Vectors
 
 OFFLINE = "llm2vec/offline"
 # Passages encoded and compared at once. mteb's own number takes five times the memory, but each
@@ -68,7 +68,9 @@ class MTEBEncoder(AbsEncoder):
             }
         )
 
-    def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **_: Any) -> np.ndarray:
+    def encode(
+        self, inputs: Any, *, prompt_type: PromptType | None = None, **_: Any
+    ) -> np.ndarray | RepeatedRows:
         """Vectors (n, hidden) float32; documents of retrieval and reranking get no instruction."""
         instruction = "" if prompt_type == PromptType.document else self.instruction
         pairs = [(instruction, text) for batch in inputs for text in batch["text"]]

@@ -53,6 +53,8 @@ MANY_ROWS, OFTEN = 1 << 20, 8
 class VectorStoreError(LLM2VecError):
     """The folder of the vectors cannot be written."""
 
+    exit_code = 1  # space may be made: an engine tries again
+
 
 def key_of(pair: Pair) -> bytes:
     """16 bytes that stand for an (instruction, text) pair."""

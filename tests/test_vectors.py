@@ -148,9 +148,9 @@ def test_a_full_disk_is_named_and_leaves_nothing_half(
 
     store = make(tmp_path)
     monkeypatch.setattr(np, "save", fill)
-    with pytest.raises(VectorStoreError, match=r"No space left on device\. Free space"):
+    with pytest.raises(VectorStoreError, match=r"No space left on device\. Free space") as found:
         store.get(PAIRS, "mean")
-    assert files(tmp_path) == []
+    assert files(tmp_path) == [] and found.value.exit_code == 1
 
 
 # --------------------------------------------------------------------------- jobs at once
