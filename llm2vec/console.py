@@ -1,7 +1,7 @@
 """What every command line shares: errors in one line, a trace with ``--debug``, exit codes.
 
-Exit codes: 0 done, 1 whoever read standard output stopped, or something failed that may succeed when
-tried again, 2 a mistake that the message says how to mend, 130 interrupted.
+Exit codes: 0 done, 1 whoever read standard output stopped, or something failed that may succeed
+when tried again, 2 a mistake that the message says how to mend, 130 interrupted.
 """
 
 from __future__ import annotations
