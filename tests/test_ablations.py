@@ -223,7 +223,9 @@ def test_a_record_tells_of_the_time_before_it_and_of_the_training(
     def then(measure: Callable[..., object]) -> Callable[..., object]:
         return lambda *args, **options: (done.append(1), measure(*args, **options))[1]
 
-    monkeypatch.setattr(provenance, "_tree", lambda: ("4" * 40, True, "stated"))
+    monkeypatch.setattr(
+        provenance, "_tree", lambda: provenance._Tree("4" * 40, ("a.py",), "stated")
+    )
     (planned,) = ablations.plan("tiny", [mntp(MASKED + STS)], "cpu")
     folder = ablations.train(planned)
     monkeypatch.setattr(ablations, "capture_provenance", captured)

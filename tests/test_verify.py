@@ -14,7 +14,7 @@ from synthetic_records import make_record
 from tiny_mirror import StubEncoder, add_task, few_resamples
 from typer.testing import CliRunner
 
-from llm2vec import evaluation, leakage, verify
+from llm2vec import evaluation, leakage, provenance, verify
 from llm2vec.analyses import measure_leakage
 from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import DataError, SettingError
@@ -32,7 +32,7 @@ CLEAN = {"commit": "0" * 40, "dirty": False}
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     """These records are made by a test, not by a script, perhaps from a changed tree."""
-    monkeypatch.setattr("llm2vec.provenance._tree", lambda: ("0" * 40, False, ""))
+    monkeypatch.setattr("llm2vec.provenance._tree", lambda: provenance._Tree("0" * 40))
     monkeypatch.setattr(
         "llm2vec.provenance._command", lambda: "python experiments/06_pooling_leakage.py"
     )
