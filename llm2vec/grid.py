@@ -21,7 +21,7 @@ from llm2vec import adapters as places
 from llm2vec import evaluation, layers, leakage, representations, word_evaluation
 from llm2vec.costs import BIG, Cost, Costs, resources_of
 from llm2vec.errors import AdapterError, SettingError, UnknownNameError
-from llm2vec.estimates import passes_of
+from llm2vec.estimates import host_bytes, passes_of
 from llm2vec.jobs import Job
 from llm2vec.paths import checkpoints_dir, results_dir
 from llm2vec.registry import (
@@ -33,6 +33,7 @@ from llm2vec.registry import (
     get_model,
     get_pooling,
     get_suite,
+    get_task,
     get_variant,
     variants_of,
 )
@@ -363,6 +364,9 @@ def _measuring(
     cost = cell.cost(costs, todo)
     size = len(get_suite(cell.part)) if cell.part in ("subset", "full") else 0
     resources = resources_of(cell.model, cost, tasks=size, gpus=cell.gpus, longest=longest)
+    if cell.task:  # what the doctor says of it: reranking may hold more than any corpus
+        host = host_bytes(cell.model, cell.model.dtype, [get_task(cell.task)]) / 2**20
+        resources = replace(resources, mem_mb=max(resources.mem_mb, int(round(1.1 * host, -2))))
     return Job(cell.name, cell.command(), todo, total, cost, resources, needs)
 
 

@@ -9,9 +9,10 @@ from synthetic_records import make_record
 from llm2vec import evaluation, grid
 from llm2vec.costs import Resources, limits, longest_of
 from llm2vec.errors import SettingError
+from llm2vec.estimates import host_bytes
 from llm2vec.grid import Selection
 from llm2vec.provenance import _Tree, _warn
-from llm2vec.registry import SUITES
+from llm2vec.registry import MODELS, SUITES, TASKS
 from llm2vec.registry_offline import OFFLINE_REVISIONS
 from llm2vec.results import write_record
 
@@ -63,6 +64,10 @@ def test_a_suite_that_a_scheduler_gives_no_time_for_is_run_task_by_task(tmp_path
     )  # fmt: skip
     assert one.cost.seconds < whole.cost.seconds / 20
     assert one.resources.mem_mb == whole.resources.mem_mb, "a large corpus is one task's"
+    reranking = next(job for job in pieces if job.name.endswith(".MindSmallReranking"))
+    assert isinstance(reranking.resources.mem_mb, int)
+    held = host_bytes(MODELS["mistral-7b"], "bfloat16", [TASKS["MindSmallReranking"]])
+    assert reranking.resources.mem_mb * 2**20 > held > 1.4 * one.resources.mem_mb * 2**20
     for job in pieces:
         assert max(map(job.resources.walltime, (1, 2, 3))) <= DAY
 
