@@ -65,11 +65,11 @@ def main(
         pooling=pooling, adapters=adapters, results=results.absolute(), train=train, gpus=gpus,
     )  # fmt: skip
     longest = costs.longest_of(engine.find_profile(profile), hours)
-    todo = grid.expand(chosen, gpu=profile != "local", longest=longest)
+    todo = grid.expand(chosen, profile != "local", longest)
     if dry_run:
-        return print(plan_table(todo) + costs.limits([job.resources for job in todo]))
-    if todo:
-        provenance.git_state()  # what is wrong with it is said here, not in each job's log
+        print(plan_table(todo))
+        return
+    provenance.git_state()  # what is wrong with it is said here, not in each job's log
     fine = not todo or engine.run(todo, profile, jobs, scratch)
     report(results, suite if suite in TABLES else goal)
     if not fine:

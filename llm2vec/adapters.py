@@ -14,6 +14,7 @@ from typing import Any
 
 from llm2vec import paths
 from llm2vec.errors import AdapterError
+from llm2vec.hub import reason
 from llm2vec.registry import MODELS, UNPINNED, Model, Variant
 from llm2vec.results import sha256_file
 
@@ -157,7 +158,7 @@ def published_adapters(model: Model, variant: Variant, *, local_only: bool = Fal
                 local_files_only=local_only,
             )
         except Exception as error:
-            raise AdapterError(f"cannot download {hub_id} ({type(error).__name__})") from error
+            raise AdapterError(f"cannot download {hub_id} ({reason(error)})") from error
         folders.append(Path(folder))
     return folders
 

@@ -36,7 +36,7 @@ from llm2vec.folders import check_output, open_checkpoint, read_settings
 from llm2vec.loading import load_backbone, model_of, resolve_dtype
 from llm2vec.mntp import train_mntp
 from llm2vec.model_card import Score
-from llm2vec.registry import MNTP, SUITES, TASKS, UNPINNED, VARIANTS, Model, SimCSE
+from llm2vec.registry import MNTP, MODELS, SUITES, TASKS, UNPINNED, VARIANTS, Model, SimCSE
 from llm2vec.results import write_atomic
 from llm2vec.simcse import train_simcse
 from llm2vec.stage import Options, with_overrides
@@ -136,9 +136,8 @@ def trainable_model(name: str, revision: str | None = None) -> Model:
     if model.mntp and model.simcse:
         return model
     try:
-        commit = None if model.revision == UNPINNED else model.revision
-        config = AutoConfig.from_pretrained(model.hub_id, revision=commit)
-        tokenizer = AutoTokenizer.from_pretrained(model.hub_id, revision=commit)
+        config = AutoConfig.from_pretrained(model.hub_id, revision=_revision(model))
+        tokenizer = AutoTokenizer.from_pretrained(model.hub_id, revision=_revision(model))
     except (OSError, ValueError, KeyError):
         load_backbone(name, model=model)  # which has the words for what is missing or broken
         raise
@@ -152,6 +151,11 @@ def trainable_model(name: str, revision: str | None = None) -> Model:
         layers=text.num_hidden_layers, hidden_size=text.hidden_size,
         mntp=MNTP(lora=lora, mask_token=token), simcse=SimCSE(lora=lora),
     )  # fmt: skip
+
+
+def _revision(model: Model) -> str | None:
+    """What loads are told; the registry's models have theirs by their names, folders none."""
+    return None if model.name in MODELS or model.revision == UNPINNED else model.revision
 
 
 def mask_token(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -191,7 +195,7 @@ def _encoders(
             label,
             LLM2Vec.from_pretrained(
                 model.name, enable_bidirectional=bidirectional, pooling_mode="mean", device=device,
-                revision=_commit_of(model),
+                revision=_revision(model),
             ),
         )  # fmt: skip
     yield AFTER, _trained(model, folders, device)
@@ -200,16 +204,10 @@ def _encoders(
 def _trained(model: Model, folders: list[Path], device: str | None) -> LLM2Vec:
     encoder = LLM2Vec.from_pretrained(
         model.name, extra_model_name_or_path=folders, pooling_mode="mean", device=device,
-        revision=_commit_of(model),
+        revision=_revision(model),
     )  # fmt: skip
     encoder.variant = VARIANT
     return encoder
-
-
-def _commit_of(model: Model) -> str | None:
-    """Of a hub id; the registry's models have theirs, folders none."""
-    on_hub = model.asset is None and model.name == model.hub_id and not Path(model.name).is_dir()
-    return model.revision if on_hub and model.revision != UNPINNED else None
 
 
 def _score(encoder: LLM2Vec, label: str, work: Path, tasks: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from llm2vec.data import Source, load_split, mirror_folder
 from llm2vec.errors import AssetError, DataError
-from llm2vec.hub import is_missing, reason
+from llm2vec.hub import commit_of, is_missing, reason
 from llm2vec.registry import UNPINNED
 from llm2vec.registry_datasets import HUB_REVISIONS, MIRROR_NAMES, SENTENCES, STAND_IN, WIKITEXT
 from llm2vec.results import sha256_file
@@ -103,9 +103,7 @@ def _sentences_from_hub() -> Corpus:
             f"{SENTENCES_FILE} of {SENTENCES} is not to be had ({reason(error)})"
         ) from error
     texts, _ = read_text_file(Path(file))
-    folder = Path(file).parent  # of the cache: .../snapshots/{commit}
-    commit = folder.name if folder.parent.name == "snapshots" else revision
-    return texts, [Source(SENTENCES, commit, "hub", "exact")]
+    return texts, [Source(SENTENCES, commit_of(Path(file).parent) or revision, "hub", "exact")]
 
 
 def _stand_in(sentences: bool) -> Corpus:

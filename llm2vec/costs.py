@@ -67,17 +67,18 @@ def resources_of(
     cost: Cost,
     *,
     training: bool = False,
-    tasks: int = 0,
+    host: float = 0.0,
     gpus: int = 1,
     longest: int | None = None,
 ) -> Resources:
-    """By the size of the model: twice its weights to train; large corpora need room as well.
+    """By the size of the model: twice its weights to train; scoring some tasks takes more.
 
-    ``gpus``: of a model that asks for one, each with a copy of its weights on the way there.
+    ``host``: bytes of it (:func:`llm2vec.estimates.host_bytes`). ``gpus``: of a model that asks for
+    one, each with a copy of its weights on the way there.
     """
     weights = model.parameters * (4 if model.dtype == "float32" else 2) / 2**20
     mem = 2 * weights + 4000 if training else 1.3 * weights * gpus + 3000
-    mem += 16_000 if tasks > 15 else 0
+    mem = max(mem, 1.1 * host / 2**20)
     limit = max(60, 6 * cost.seconds / 60)
     return Resources(
         gpus if model.parameters >= BIG else 0, int(round(mem, -2)), round(limit), longest
@@ -96,14 +97,14 @@ def longest_of(profile: Path, hours: float | None = None) -> int | None:
     return None if "executor: local" in text else round(60 * hours)
 
 
-def limits(asked: Sequence[Resources]) -> str:
-    """A line that says for how long a scheduler is asked; empty where none limits the jobs."""
+def limits(asked: Sequence[Resources]) -> list[str]:
+    """A line that says for how long a scheduler is asked; none where nothing limits the jobs."""
     times = [resources.walltime(1) for resources in asked]
     longest = max((resources.longest or 0 for resources in asked), default=0)
     if not longest:
-        return ""
+        return []
     least, most, ever = (f"{minutes / 60:.3g} h" for minutes in (min(times), max(times), longest))
-    return f"\nWalltime asked for: {least} to {most} a job, never above {ever} (HOURS=)."
+    return [f"Walltime asked for: {least} to {most} a job, never above {ever} (HOURS=)."]
 
 
 @dataclass

@@ -57,23 +57,22 @@ class Speed:
 
 
 @cache
+def _sizes() -> dict[str, tuple[int, ...]]:
+    """Numbers of each task of MTEB(eng, v1), as ``task_sizes.csv`` has them."""
+    with open(RESOURCES / "task_sizes.csv", newline="", encoding="utf-8") as handle:
+        return {name: tuple(map(int, numbers)) for name, *numbers in list(csv.reader(handle))[1:]}
+
+
+@cache
 def task_sizes() -> dict[str, tuple[int, int, int]]:
     """(texts, characters, texts with the instruction) of each task of MTEB(eng, v1)."""
-    with open(RESOURCES / "task_sizes.csv", newline="", encoding="utf-8") as handle:
-        return {
-            row["task"]: (int(row["texts"]), int(row["characters"]), int(row["instructed"]))
-            for row in csv.DictReader(handle)
-        }
+    return {name: numbers[:3] for name, numbers in _sizes().items()}
 
 
 @cache
 def held_in_memory() -> dict[str, tuple[int, int]]:
     """(vectors, candidates of reranking) that scoring a task of MTEB(eng, v1) holds together."""
-    with open(RESOURCES / "task_sizes.csv", newline="", encoding="utf-8") as handle:
-        return {
-            row["task"]: (int(row["rows"]), int(row["candidates"]))
-            for row in csv.DictReader(handle)
-        }
+    return {name: numbers[3:] for name, numbers in _sizes().items()}
 
 
 # --------------------------------------------------------------------------- runs behind records

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from llm2vec.adapters import adapter_hashes
 from llm2vec.code_digest import code_digest
 from llm2vec.errors import DataError, LLM2VecError, SettingError, UnknownNameError
+from llm2vec.hub import reason
 from llm2vec.parallel import ParallelEncoder, split_devices
 from llm2vec.paths import cache_dir
 from llm2vec.provenance import Provenance, capture_provenance, git_state
@@ -89,9 +90,8 @@ class TasksError(LLM2VecError):
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, LLM2VecError) else f"{type(error).__name__}: {text}"
+    """An error in one line; ours say what happened by themselves."""
+    return str(error) if isinstance(error, LLM2VecError) else reason(error)
 
 
 def plan(

@@ -19,6 +19,7 @@ from typing import Any
 
 from llm2vec.adapters import ADAPTER_WEIGHTS
 from llm2vec.errors import AdapterError, SettingError
+from llm2vec.hub import commit_of, reason
 from llm2vec.registry import MODELS, UNPINNED, Model
 
 CONFIG = "llm2vec_config.json"
@@ -87,7 +88,7 @@ def open_checkpoint(
     found = tuple(adapter_path(adapter, told) for adapter in adapters)
     for path in found:
         settings |= read_settings(path)
-    commit = None if own or folder is None else _commit_of(folder)
+    commit = None if own or folder is None else commit_of(folder)
     return Checkpoint(base, tokenizer, own + found, settings, commit, unread)
 
 
@@ -147,7 +148,7 @@ def _download(
         place = snapshot_download(hub_id, revision=revision, allow_patterns=_SMALL_FILES, **options)
         _check_whole(Path(place), hub_id, options.get("cache_dir"))
     except Exception as error:  # whoever loads the weights says what to do
-        return None, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        return None, reason(error)
     return Path(place), ""
 
 
@@ -159,7 +160,7 @@ def _check_whole(folder: Path, hub_id: str, cache_dir: str | Path | None) -> Non
     """
     from huggingface_hub import get_cached_repo_tree
 
-    commit = _commit_of(folder)
+    commit = commit_of(folder)
     if commit is None or (folder / CONFIG).is_file():
         return
     files = {
@@ -167,11 +168,6 @@ def _check_whole(folder: Path, hub_id: str, cache_dir: str | Path | None) -> Non
     }
     if CONFIG in files:
         raise FileNotFoundError(f"{CONFIG} of {hub_id} is not in the cache")
-
-
-def _commit_of(folder: Path) -> str | None:
-    """The commit of a snapshot in the hub's cache; None for any other folder."""
-    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def _has_weights(folder: Path) -> bool:

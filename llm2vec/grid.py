@@ -29,11 +29,11 @@ from llm2vec.registry import (
     MODELS,
     VARIANTS,
     Model,
+    Task,
     Variant,
     get_model,
     get_pooling,
     get_suite,
-    get_task,
     get_variant,
     variants_of,
 )
@@ -241,10 +241,12 @@ class Cell:
             return costs.analysis(self.model, layers.TASK)
         if self.part == LEAKAGE:
             return costs.analysis(self.model, leakage.TASK, passes_of(self.variant, 1))
-        suite = self._suite
+        return costs.tasks(self.model, self.variant, self.tasks(missing), self._suite.poolings)
+
+    def tasks(self, missing: Sequence[Path]) -> list[Task]:
+        """Tasks of a suite that have records among those missing."""
         names = {_task_of(path) for path in missing}
-        tasks = [task for task in suite.tasks if task.name in names]
-        return costs.tasks(self.model, self.variant, tasks, suite.poolings)
+        return [task for task in self._suite.tasks if task.name in names]
 
 
 def _task_of(record: Path) -> str:
@@ -362,11 +364,9 @@ def _measuring(
     longest: int | None,
 ) -> Job:
     cost = cell.cost(costs, todo)
-    size = len(get_suite(cell.part)) if cell.part in ("subset", "full") else 0
-    resources = resources_of(cell.model, cost, tasks=size, gpus=cell.gpus, longest=longest)
-    if cell.task:  # what the doctor says of it: reranking may hold more than any corpus
-        host = host_bytes(cell.model, cell.model.dtype, [get_task(cell.task)]) / 2**20
-        resources = replace(resources, mem_mb=max(resources.mem_mb, int(round(1.1 * host, -2))))
+    tasks = cell.tasks(todo) if cell.is_suite else ()
+    host = host_bytes(cell.model, cell.model.dtype, tasks) if tasks else 0.0
+    resources = resources_of(cell.model, cost, host=host, gpus=cell.gpus, longest=longest)
     return Job(cell.name, cell.command(), todo, total, cost, resources, needs)
 
 

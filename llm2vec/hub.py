@@ -87,6 +87,11 @@ def reason(error: BaseException) -> str:
     return " < ".join(dict.fromkeys(text.removesuffix(": ") for text in said))
 
 
+def commit_of(folder: Path) -> str | None:
+    """The commit of a snapshot in the hub's cache; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
 def explain(error: Exception, what: str, revision: str, folder: Path) -> HubError:
     """The :class:`HubError` for an error met while fetching ``what`` into ``folder``."""
     chain = list(_chain(error))

@@ -39,13 +39,10 @@ from llm2vec.intervals import Interval, bootstrap_interval, read_predictions
 from llm2vec.prompts import format_instruction
 from llm2vec.registry import Task
 from llm2vec.results import hash_of
+from llm2vec.task_sizes import chunk_of
 from llm2vec.vectors import RepeatedRows, Vectors
 
 OFFLINE = "llm2vec/offline"
-# Passages encoded and compared at once. mteb's own number takes five times the memory, but each
-# chunk puts a thousand hits per query into a heap: over millions of passages that takes hours.
-CORPUS_CHUNK, LARGE_CORPUS_CHUNK = 10_000, 50_000
-LARGE_CORPUS = 1_000_000
 
 
 class MTEBEncoder(AbsEncoder):
@@ -347,7 +344,7 @@ def _chunk(loaded: AbsTask, task: Task) -> int:
     """Passages at once for a retrieval task; those of an aggregate are all handled alike."""
     parts = loaded.tasks if isinstance(loaded, AbsTaskAggregate) else [loaded]
     largest = max(len(part.dataset[task.subset][task.split]["corpus"]) for part in parts)
-    return LARGE_CORPUS_CHUNK if largest > LARGE_CORPUS else CORPUS_CHUNK
+    return chunk_of(largest)
 
 
 def _mteb_scores(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from llm2vec.costs import Cost
+from llm2vec.costs import Cost, limits
 from llm2vec.jobs import ATTEMPT, Job, Plan, log_of, read_state
 
 TAIL = 6  # lines of a failed job's log
@@ -65,7 +65,8 @@ def plan_table(jobs: list[Job]) -> str:
     for row in rows:
         left = [cell.rjust(width) for cell, width in zip(row[1:6], widths[1:6], strict=True)]
         lines.append("  ".join([row[0].ljust(widths[0]), *left, row[6]]).rstrip())
-    return "\n".join([*lines, "Times are estimates, one job after the other."])
+    lines += ["Times are estimates, one job after the other."]
+    return "\n".join([*lines, *limits([job.resources for job in jobs])])
 
 
 @dataclass

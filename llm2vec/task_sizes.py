@@ -21,7 +21,11 @@ from llm2vec.results import write_atomic
 
 SIZES, PARTS = RESOURCES / "task_sizes.csv", RESOURCES / "mteb_parts.csv"
 PER_LABEL, DRAWS = 8, 10  # mteb's AbsTaskClassification
-MANY_ROWS, CORPUS_CHUNK = 1 << 20, 10_000  # llm2vec.vectors and llm2vec.mteb_tasks
+MANY_ROWS = 1 << 20  # from which on repeated texts are held once (llm2vec.vectors)
+# Passages encoded and compared at once. mteb's own number takes five times the memory, but each
+# chunk puts a thousand hits per query into a heap: over millions of passages that takes hours.
+CORPUS_CHUNK, LARGE_CORPUS_CHUNK = 10_000, 50_000
+LARGE_CORPUS = 1_000_000
 COLUMNS = ("task", "texts", "characters", "instructed", "rows", "candidates")
 
 
@@ -90,8 +94,13 @@ def held_by(task: Any) -> tuple[int, int]:
     if queries >= MANY_ROWS:
         queries = found["queries_text_statistics"]["unique_texts"]
     if kind == "Retrieval":
-        return queries + min(documents, CORPUS_CHUNK), 0
+        return queries + min(documents, chunk_of(documents)), 0
     return queries + documents, found["top_ranked_statistics"]["num_top_ranked"]
+
+
+def chunk_of(passages: int) -> int:
+    """Passages of a corpus that are handled at once."""
+    return LARGE_CORPUS_CHUNK if passages > LARGE_CORPUS else CORPUS_CHUNK
 
 
 def _rows(statistics: dict[str, Any]) -> int:

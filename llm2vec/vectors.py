@@ -38,16 +38,17 @@ from tqdm import tqdm
 from llm2vec.encoder import LLM2Vec, Pair
 from llm2vec.errors import LLM2VecError
 from llm2vec.portions import portions
+from llm2vec.task_sizes import MANY_ROWS
 
 PART_CHARACTERS = 100_000  # about 25,000 tokens for a CPU: what a killed run loses at most
 GPU_FACTOR = 10  # as long in time, on a GPU
 ATTEMPTS = 20  # at reading rows whose parts another job, done with them, deletes meanwhile
 RECENT = 1 << 14  # keys that wait in a dictionary to be sorted in
 HOUR = 3600.0
-# Rows asked for at once, and how often each text is among them, from which on every text is held
-# once: MindSmallReranking's queries (64 times 37,162 texts, 39 GB at 4,096 floats) and nothing else
-# of MTEB, which reads them one by one. Other tasks have fewer rows and may want a true array.
-MANY_ROWS, OFTEN = 1 << 20, 8
+# How often each text must be among MANY_ROWS rows for every text to be held once:
+# MindSmallReranking's queries (64 times 37,162 texts, 39 GB at 4,096 floats) and nothing else of
+# MTEB, which reads them one by one. Other tasks have fewer rows and may want a true array.
+OFTEN = 8
 
 
 class VectorStoreError(LLM2VecError):

@@ -19,10 +19,10 @@ HEAVY = ("torch", "transformers", "mteb", "datasets", "peft", "sentence_transfor
 BOTTOM = {
     "errors", "paths", "registry", "registry_ablations", "registry_datasets", "registry_grid",
     "registry_offline", "registry_sink", "registry_verdicts", "results", "provenance", "console",
-    "adapters", "architectures", "estimates", "costs", "code_digest", "inputs",
+    "adapters", "architectures", "estimates", "costs", "code_digest", "inputs", "hub", "task_sizes",
 }  # fmt: skip
 SECOND = BOTTOM | {
-    "attention", "pooling", "prompts", "assets", "batching", "folders", "hub", "kernels",
+    "attention", "pooling", "prompts", "assets", "batching", "folders", "kernels",
     "mixed", "portions",
 }  # fmt: skip
 THIRD = SECOND | {"loading", "encoder", "data", "vectors", "lora", "stage", "training", "runs"}

@@ -26,7 +26,7 @@ from tiny_mirror import (
     bag_of_words,
 )
 
-from llm2vec import mteb_tasks
+from llm2vec import mteb_tasks, task_sizes
 from llm2vec.errors import DataError
 from llm2vec.mteb_tasks import MTEBEncoder, evaluate_task, load_task
 from llm2vec.registry import POOLINGS, SUITES, Task, get_task
@@ -198,12 +198,12 @@ def test_a_corpus_is_encoded_and_compared_in_chunks(
         return get(self, pairs, pooling)
 
     monkeypatch.setattr(Vectors, "get", counting)
-    monkeypatch.setattr(mteb_tasks, "CORPUS_CHUNK", 3)
+    monkeypatch.setattr(task_sizes, "CORPUS_CHUNK", 3)
     (chunked,) = evaluate("SciFact", StubEncoder(), ("mean",))
     assert [n for n in asked if n] == [3, 1]
     assert chunked.scores == whole.scores
-    monkeypatch.setattr(mteb_tasks, "LARGE_CORPUS", 3)
-    monkeypatch.setattr(mteb_tasks, "LARGE_CORPUS_CHUNK", 2)
+    monkeypatch.setattr(task_sizes, "LARGE_CORPUS", 3)
+    monkeypatch.setattr(task_sizes, "LARGE_CORPUS_CHUNK", 2)
     asked.clear()
     (large,) = evaluate("SciFact", StubEncoder(), ("mean",))
     assert [n for n in asked if n] == [2, 2]
